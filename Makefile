@@ -1,0 +1,47 @@
+# Two commands on a fresh machine with Python 3.11, pip and make:  make demo   make test
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo demo-long test test-fast lint format clean
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a few minutes; the log is $(VENV)/install.log)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' > $(VENV)/install.log 2>&1 \
+	    || { tail -n 20 $(VENV)/install.log; exit 1; }
+	@touch $@
+
+demo: $(STAMP)   ## the main job in a few minutes: data, training, registry, gallery
+	@$(BIN)/python -m pipelines.demo
+
+demo-long: $(STAMP) ## the same for about an hour
+	@$(BIN)/python -m pipelines.demo --recipe icons_cpu_long
+
+test: lint       ## what CI runs: formatting, types, import rules, all tests
+	@$(BIN)/python -m pytest -m 'not slow' -q
+	@$(BIN)/python -m pytest -m slow -q --durations=10
+
+test-fast: $(STAMP) ## the tests that start no Ray, server or process
+	@$(BIN)/python -m pytest -m 'not slow' -q
+
+lint: $(STAMP)   ## formatting, types, import rules, secrets
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+
+format: $(STAMP) ## format and fix what can be fixed
+	@$(BIN)/ruff format -q .
+	@$(BIN)/ruff check --fix -q .
+
+clean:           ## remove what the demo and the tests made
+	rm -rf demo/data demo/runs demo/summary.json .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,29 @@
+"""What a user can cause. Everything else is a bug and keeps its traceback.
+
+A message is one or two sentences: the field or file, the value received, what is allowed, what to do.
+The pipelines print it without a traceback and exit with code 2.
+"""
+
+
+class ItoError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(ItoError, ValueError):
+    """A configuration that cannot run: wrong type, unknown key, or parts that do not fit together."""
+
+
+class DataError(ItoError, ValueError):
+    """Shards that cannot be read, or too many bad samples in them."""
+
+
+class ExportError(ItoError, ValueError):
+    """A model that must not leave: parity broken, fusion or pickle inside, unsupported towers."""
+
+
+class ClusterError(ItoError, RuntimeError):
+    """The Ray cluster cannot run what the configuration asks for."""
+
+
+class TrackingError(ItoError, RuntimeError):
+    """The tracking server or the model registry does not have what was asked for."""

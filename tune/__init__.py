@@ -1,0 +1,1 @@
+"""Sweeps over the alignment and fusion weights come here; run as `python -m tune.search`."""
