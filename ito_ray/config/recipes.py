@@ -1,0 +1,137 @@
+"""Recipes: functions that derive a configuration from one another. Each starts with its exact command."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from ito_ray.config.schema import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    FusionConfig,
+    ImageTowerConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    TextTowerConfig,
+    TrainConfig,
+    ViewsConfig,
+)
+from ito_ray.errors import ConfigError
+
+
+def cc12m_vitb16() -> Config:
+    """The paper's ViT-B/16 on CC12M: 30 passes over 10.9 M pairs.
+
+    python -m pipelines.train --recipe cc12m_vitb16 --data.train 's3://BUCKET/cc12m/{00000..01242}.tar'
+    """
+    return Config(
+        name="cc12m_vitb16",
+        data=DataConfig(shuffle_buffer=4096),
+        model=ModelConfig(
+            image=ImageTowerConfig(name="vit_base_patch16_224", size=224),
+            text=TextTowerConfig(kind="clip", width=512, layers=12, heads=8, context=77, pool="last"),
+            embed_dim=512,
+        ),
+        method=MethodConfig(name="ito", fusion_weight=2.0, fusion=FusionConfig(layers=2, heads=8)),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, warmup_steps=10_000),
+        train=TrainConfig(
+            steps=30 * 10_900_000 // 2048, global_batch=2048, workers=8, gpu=True, cpus_per_worker=2, log_every=100
+        ),
+        eval=EvalConfig(every=5000, max_samples=5000),
+    )
+
+
+def yfcc15m_vitb16() -> Config:
+    """The paper's ViT-B/16 on YFCC15M: batch and learning rate doubled and tripled.
+
+    python -m pipelines.train --recipe yfcc15m_vitb16 --data.train 's3://BUCKET/yfcc15m/{00000..01500}.tar'
+    """
+    base = cc12m_vitb16()
+    return base.model_copy(
+        update={
+            "name": "yfcc15m_vitb16",
+            "optim": base.optim.model_copy(update={"lr": 3e-3}),
+            "train": base.train.model_copy(update={"global_batch": 4096, "steps": 30 * 15_000_000 // 4096}),
+        }
+    )
+
+
+def icons_cpu() -> Config:
+    """The demo: icons of several designers, a few minutes on two cores.
+
+    python -m pipelines.prepare icons --out demo/data
+    python -m pipelines.train --recipe icons_cpu
+    """
+    return Config(
+        name="icons_cpu",
+        output="demo/runs",
+        data=DataConfig(
+            train=("demo/data/train",),
+            heldout=("demo/data/heldout",),
+            views=ViewsConfig(count=2, crop_scale=(0.6, 1.0)),
+            rows_per_task=512,
+            shuffle_buffer=1024,
+        ),
+        model=ModelConfig(
+            # Thin and coarse: five times as many samples a second as timm's resnet10t (docs/log.md).
+            image=ImageTowerConfig(
+                name="resnet10t",
+                size=48,
+                kwargs={"channels": [32, 64, 128, 256], "stem_width": 16},
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+            ),
+            text=TextTowerConfig(
+                kind="scratch", width=128, layers=1, heads=4, context=24, vocab_size=2000, pool="mean"
+            ),
+            embed_dim=128,
+        ),
+        method=MethodConfig(name="ito", fusion_weight=2.0, fusion=FusionConfig(layers=2, heads=4)),
+        optim=OptimConfig(lr=3e-3, weight_decay=0.1, warmup_steps=40, grad_clip=1.0),
+        # Two ranks of one thread: one rank with two threads waits for the one that decodes.
+        train=TrainConfig(
+            steps=480, global_batch=128, workers=2, cpus_per_worker=0.5, log_every=10, checkpoint_every=120
+        ),
+        eval=EvalConfig(
+            every=120,
+            max_samples=500,
+            zero_shot=("demo/data/unseen_artist",),
+            classes="demo/data/classes.txt",
+            templates="demo/data/templates.txt",
+        ),
+    )
+
+
+def icons_cpu_long() -> Config:
+    """The demo for about an hour: the same command, more steps.
+
+    python -m pipelines.train --recipe icons_cpu_long
+    """
+    base = icons_cpu()
+    return base.model_copy(
+        update={
+            "name": "icons_cpu_long",
+            "train": base.train.model_copy(update={"steps": 4000, "checkpoint_every": 500, "log_every": 20}),
+            "eval": base.eval.model_copy(update={"every": 500}),
+        }
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    recipe.__name__: recipe for recipe in (icons_cpu, icons_cpu_long, cc12m_vitb16, yfcc15m_vitb16)
+}
+
+
+def recipe(name: str) -> Config:
+    """The configuration of the recipe called `name`.
+
+    Raises:
+        ConfigError: no such recipe; the nearest is named.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--recipe {name}: there are {', '.join(RECIPES)}.{hint}")
+    return RECIPES[name]()

@@ -1,0 +1,275 @@
+"""The configuration: typed, frozen, validated once, saved whole with every run.
+
+Units are in the field's comment: steps and samples, never epochs. Recipes (`recipes.py`) are functions that derive
+a `Config` from one another; `load.py` lays a YAML file and the command line over a recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ito_ray.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ViewsConfig(Section):
+    """Augmented views of one image (DESIGN: crop, jitter and grayscale as published with ITO)."""
+
+    count: PositiveInt = 2
+    """V, views per image."""
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
+    """Area of RandomResizedCrop as a fraction of the image."""
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    )
+    """Strength of brightness, contrast, saturation, hue."""
+    jitter_p: Probability = 0.8
+    gray_p: Probability = 0.2
+    flip_p: Probability = 0.0
+    """Horizontal flip; 0 in the paper, since captions name sides."""
+
+
+class ColumnsConfig(Section):
+    """Which Parquet column is what: the first name that the file has is taken."""
+
+    key: tuple[str, ...] = ("key", "__key__", "id", "uid")
+    image: tuple[str, ...] = ("image", "jpg", "png", "jpeg", "webp", "image_bytes")
+    captions: tuple[str, ...] = ("captions", "caption", "text", "txt", "TEXT")
+
+
+class DataConfig(Section):
+    """Where image-text pairs come from and how they become training samples."""
+
+    train: tuple[str, ...] = ()
+    """Shards: files, folders, globs or brace patterns; local, s3:// or gs://; .tar or .parquet."""
+    heldout: tuple[str, ...] = ()
+    """Shards for retrieval during and after training; never trained on."""
+    captions: PositiveInt = 1
+    """C, captions drawn per sample."""
+    views: ViewsConfig = ViewsConfig()
+    columns: ColumnsConfig = ColumnsConfig()
+    rows_per_task: PositiveInt = 256
+    """Samples that one Ray Data task reads, decodes and augments."""
+    mix: PositiveInt = 4
+    """Shards that one task draws its samples from, so that no block comes from one shard only."""
+    shuffle_buffer: NonNegativeInt = 1024
+    """Samples that each rank holds back to mix neighbouring blocks; 0 = take them as they come."""
+    max_bad_fraction: Probability = 0.01
+    """Share of samples that may be dropped before the run stops."""
+    max_pixels: PositiveInt = 64_000_000
+    """Larger images are dropped unread: decompression bombs."""
+
+
+class ImageTowerConfig(Section):
+    """Any timm model by name."""
+
+    name: str = "vit_base_patch16_224"
+    size: PositiveInt = 224
+    """Side of the square input in pixels."""
+    kwargs: Annotated[dict[str, Any], tyro.conf.arg(constructor=json.loads, metavar="JSON")] = {}
+    """Passed to timm.create_model; plain JSON values, since they go into the exported model."""
+    pretrained: bool = False
+    """Start from timm's weights; asks the network, so never by default."""
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+class TextTowerConfig(Section):
+    """A Hugging Face text model: from a folder or hub name, or from scratch."""
+
+    kind: Literal["scratch", "clip", "pretrained"] = "clip"
+    """scratch: BERT with a WordPiece vocabulary trained on the captions; clip: CLIP's text transformer and BPE."""
+    source: str = ""
+    """pretrained only: a folder or a hub name."""
+    width: PositiveInt = 512
+    layers: PositiveInt = 12
+    heads: PositiveInt = 8
+    context: PositiveInt = 77
+    """Longest caption in tokens, start and end included."""
+    vocab_size: PositiveInt = 49408
+    pool: Literal["mean", "cls", "last"] = "last"
+    """Which token becomes the pooled vector: mean of valid ones, the first, the last valid one."""
+
+
+class ModelConfig(Section):
+    """Both towers and the space that they share."""
+
+    image: ImageTowerConfig = ImageTowerConfig()
+    text: TextTowerConfig = TextTowerConfig()
+    embed_dim: PositiveInt = 512
+    """D, width of the shared space."""
+
+
+class FusionConfig(Section):
+    """The Transformer over image and text tokens that exists in training only."""
+
+    layers: PositiveInt = 2
+    heads: PositiveInt = 8
+    mlp_ratio: PositiveFloat = 4.0
+    readout: Literal["cls", "mean", "token"] = "cls"
+
+
+class MethodConfig(Section):
+    """L = L_align + λ · L_fusion."""
+
+    name: Literal["clip", "siglip", "ito"] = "ito"
+    fusion_weight: NonNegativeFloat = 2.0
+    """λ; 0 = the alignment-only ablation, and no fusion module is built."""
+    alignment_weights: tuple[NonNegativeFloat, ...] = ()
+    """w_vc, view by view: (v0c0, v0c1, …, v1c0, …); empty = all 1."""
+    fusion: FusionConfig = FusionConfig()
+
+
+class OptimConfig(Section):
+    """AdamW with linear warm-up and cosine decay to 0; no decay on norms, biases, positions and logit scale."""
+
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.1
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    warmup_steps: NonNegativeInt = 10_000
+    grad_clip: NonNegativeFloat = 0.0
+    """Largest global gradient norm; 0 = off."""
+
+
+class TrainConfig(Section):
+    """How long, how wide, on what."""
+
+    steps: PositiveInt = 150_000
+    global_batch: PositiveInt = 2048
+    """B, pairs per step over all ranks."""
+    workers: PositiveInt = 1
+    """W, ranks."""
+    gpu: bool = False
+    """One GPU per worker (nccl) instead of CPUs (gloo)."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """What Ray reserves; Ray Data needs at least one CPU beside all workers."""
+    threads: PositiveInt = 1
+    """Torch threads in a worker."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the processor multiplies it natively (GPU, AMX), else fp32."""
+    seed: int = 0
+    log_every: PositiveInt = 20
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 2
+    max_failures: NonNegativeInt = 3
+    """Restarts after a worker or node is lost."""
+
+
+class EvalConfig(Section):
+    """What is measured on data that is never trained on."""
+
+    every: NonNegativeInt = 0
+    """Steps between evaluations during training; 0 = only after training."""
+    max_samples: PositiveInt = 1000
+    """Held-out pairs used during training; after training all are used."""
+    captions: PositiveInt = 1
+    """Captions of a held-out image that count, the first ones; each is right for its image."""
+    zero_shot: tuple[str, ...] = ()
+    """Shards for zero-shot classification."""
+    classes: str = ""
+    """Text file, one class name a line; a sample's class is `zero_shot_field` of its json."""
+    templates: str = ""
+    """Text file, one prompt a line with {} for the class name; empty = the bare name."""
+    zero_shot_field: str = "name"
+    batch: PositiveInt = 256
+
+
+class TrackingConfig(Section):
+    """Where runs are tracked and the encoder is registered."""
+
+    uri: str = ""
+    """MLflow tracking and registry URI; empty = SQLite in `<output>/mlflow`."""
+    experiment: str = "ito"
+    model_name: str = "ito-dual-encoder"
+    alias: str = "champion"
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    name: str = "run"
+    """Names the run: its folder under `output`, its MLflow run. The same name again resumes."""
+    output: str = "runs"
+    """Where checkpoints, exports and the embedded MLflow live: a folder, or s3:// for checkpoints."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        views, captions = self.data.views.count, self.data.captions
+        pairs = views * captions
+        method, train = self.method, self.train
+        if train.global_batch % train.workers:
+            raise ConfigError(
+                f"train.global_batch={train.global_batch} is not divisible by train.workers={train.workers}: "
+                f"take a multiple of {train.workers}."
+            )
+        if method.name != "ito" and pairs != 1:
+            raise ConfigError(
+                f"method.name={method.name} contrasts one view with one caption, but data.views.count={views} and "
+                f"data.captions={captions}: set both to 1, or method.name=ito."
+            )
+        if method.name == "ito" and method.fusion_weight > 0 and pairs < 2:
+            raise ConfigError(
+                f"method.fusion_weight={method.fusion_weight:g} needs a second fused vector per sample, but "
+                f"data.views.count={views} and data.captions={captions}: raise one of them, or set "
+                "method.fusion_weight=0."
+            )
+        weights = method.alignment_weights
+        if weights and len(weights) != pairs:
+            raise ConfigError(
+                f"method.alignment_weights has {len(weights)} values, but data.views.count × data.captions = {pairs}: "
+                "give one weight for each, view by view."
+            )
+        if weights and not any(weights):
+            raise ConfigError("method.alignment_weights are all 0: at least one pair must be aligned.")
+        if method.name == "ito" and self.model.embed_dim % method.fusion.heads:
+            raise ConfigError(
+                f"model.embed_dim={self.model.embed_dim} is not divisible by method.fusion.heads="
+                f"{method.fusion.heads}: change one of them."
+            )
+        text = self.model.text
+        if text.kind != "pretrained" and text.width % text.heads:
+            raise ConfigError(
+                f"model.text.width={text.width} is not divisible by model.text.heads={text.heads}: change one."
+            )
+        if text.kind == "pretrained" and not text.source:
+            raise ConfigError(
+                "model.text.source is empty, but model.text.kind=pretrained: give a folder or a hub name."
+            )
+        low, high = self.data.views.crop_scale
+        if not low <= high <= 1:
+            raise ConfigError(f"data.views.crop_scale=({low:g}, {high:g}): give 0 < smallest ≤ largest ≤ 1.")
+        if self.optim.warmup_steps >= train.steps:
+            raise ConfigError(
+                f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={train.steps}: warm-up "
+                "must be shorter."
+            )
+        return self
