@@ -1,0 +1,1 @@
+"""Data: shards, decoding, views, captions and demo pictures; nothing here imports ray."""

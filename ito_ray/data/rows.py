@@ -1,0 +1,135 @@
+"""Samples as they lie in a shard, tar or Parquet alike: every one is either good or carries the reason why not.
+
+Reasons: not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file); duplicate_key, missing_image,
+missing_caption, empty_caption, caption_not_utf8, bad_json (the sample); and, found on decoding (decode.py),
+image_unreadable, image_truncated, too_many_pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ito_ray.config.schema import ColumnsConfig
+from ito_ray.data.captions import clean
+from ito_ray.data.parquet import ParquetRow, read_parquet
+from ito_ray.data.plan import Piece
+from ito_ray.data.shards import Shard, open_fs
+from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; caught where samples are counted, never shown to the user as an error."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image with its cleaned captions. `bad`: a reason, None when the row is good and has both."""
+
+    key: str
+    image: bytes | None
+    captions: tuple[str, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+    bad: str | None = None
+    detail: str = ""
+    url: str = ""
+
+
+def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
+    """Rows of a piece in the shard's order.
+
+    Damaged content never raises, it gives rows with `bad` set. A disk or store that fails raises OSError.
+    """
+    fs, path = open_fs(piece.url)
+    with fs.open(path, "rb", cache_type="none") as file:
+        if Shard(piece.url, 0).is_tar:
+            for sample in read_tar(file, piece.part, piece.parts):
+                yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample)
+        else:
+            seen: set[str] = set()
+            for row in read_parquet(file, piece.part, piece.parts, columns):
+                again = row.bad is None and row.key in seen
+                seen.add(row.key)
+                bad, detail = ("duplicate_key", "an earlier row has this key") if again else (row.bad, row.detail)
+                yield _checked(piece.url, row.key, bad, detail, row)
+
+
+def _checked(url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow) -> Row:
+    if bad is None:
+        try:
+            image, captions, meta = _from_tar(source) if isinstance(source, TarSample) else _from_parquet(source)
+            return Row(key, image, captions, meta, url=url)
+        except BadSample as error:
+            bad, detail = error.reason, error.detail
+    return Row(key, None, (), bad=bad, detail=detail, url=url)
+
+
+def _from_tar(sample: TarSample) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
+    image = _member(sample.members, IMAGE_EXTENSIONS)
+    if not image:
+        detail = "the image is empty" if image is not None else f"found only {sorted(sample.members)}"
+        raise BadSample("missing_image", detail)
+    text = _member(sample.members, ("txt",))
+    found = [] if text is None else [_utf8(text)]
+    document = _member(sample.members, ("json",))
+    meta: dict[str, Any] = {}
+    if document is not None:
+        try:
+            meta = json.loads(document)
+        except (ValueError, RecursionError) as error:
+            raise BadSample("bad_json", str(error)[:200]) from error
+        if not isinstance(meta, dict):
+            raise BadSample("bad_json", f"an object is expected, not {type(meta).__name__}")
+        found += _json_captions(meta)
+    return image, _captions(found), meta
+
+
+def _from_parquet(row: ParquetRow) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
+    image = row.image.get("bytes") if isinstance(row.image, dict) else row.image
+    if not isinstance(image, bytes) or not image:
+        detail = "no image" if not image else f"the column holds {type(image).__name__}, not bytes"
+        raise BadSample("missing_image", detail)
+    values = row.captions if isinstance(row.captions, list) else [row.captions]
+    found = [_utf8(value) if isinstance(value, bytes) else value for value in values if value is not None]
+    if not all(isinstance(value, str) for value in found):
+        raise BadSample("missing_caption", f"the column holds {type(found[0]).__name__}, not text")
+    return image, _captions(found), row.meta
+
+
+def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | None:
+    """The member with the first of `extensions`; failing that one that ends in it, as in `photo.final.jpg`."""
+    exact = (members[extension] for extension in extensions if extension in members)
+    ending = (data for name, data in members.items() if name.rpartition(".")[2] in extensions)
+    return next(exact, next(ending, None))
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample("caption_not_utf8", str(error)[:200]) from error
+
+
+def _json_captions(meta: dict[str, Any]) -> list[str]:
+    """Takes the captions out of a sample's json; what is left is its meta data."""
+    listed = meta.pop("captions", None)
+    single = [meta.pop("caption", None), meta.pop("text", None)]
+    values = [value for value in [*(listed if isinstance(listed, list) else [listed]), *single] if value is not None]
+    if not all(isinstance(value, str) for value in values):
+        raise BadSample("bad_json", "captions must be a list of strings, caption and text a string")
+    return values
+
+
+def _captions(found: Iterable[str]) -> tuple[str, ...]:
+    """Cleaned, those that say something, each once, in order."""
+    captions = dict.fromkeys(clean(text) for text in found)
+    said = tuple(text for text in captions if text)
+    if not said:
+        raise BadSample("empty_caption" if captions else "missing_caption")
+    return said

@@ -1,0 +1,45 @@
+"""Captions are cleaned of the web's dirt and drawn without needless repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ito_ray.data.captions import clean, draw
+
+
+@pytest.mark.parametrize(
+    ("dirty", "cleaned"),
+    [
+        ("  a\tred \n star ", "a red star"),
+        ("salt &amp; pepper", "salt & pepper"),
+        ("twice &amp;quot;escaped&amp;quot;", 'twice "escaped"'),
+        ("cafe\u0301", "caf\u00e9"),
+        ("non\u00a0breaking&nbsp;space", "non breaking space"),
+        ("Case Stays, AT&T too", "Case Stays, AT&T too"),
+        ("&nbsp;", ""),
+    ],
+)
+def test_clean(dirty: str, cleaned: str) -> None:
+    assert clean(dirty) == cleaned
+
+
+def test_without_replacement_while_there_are_enough() -> None:
+    rng = np.random.default_rng(0)
+    captions = [str(i) for i in range(5)]
+    for count in range(1, 6):
+        assert len(set(draw(captions, count, rng))) == count
+
+
+def test_every_caption_before_any_repeats() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        drawn = draw(["a", "b", "c"], 7, rng)
+        assert len(drawn) == 7 and sorted(drawn[:3]) == sorted(drawn[3:6]) == ["a", "b", "c"]
+    assert draw(["only"], 2, rng) == ["only", "only"]
+
+
+def test_all_are_drawn_equally_often() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw(["a", "b", "c"], 1, rng)[0] for _ in range(3000)]
+    assert all(abs(drawn.count(name) - 1000) < 130 for name in "abc")
