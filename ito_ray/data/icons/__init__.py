@@ -1,0 +1,1 @@
+"""Demo data from real drawings: icon-font glyphs rendered as captioned pictures, offline."""
