@@ -1,0 +1,77 @@
+"""ITO: several views aligned with the captions, and a fusion that exists in training only.
+
+L = L_align + λ·L_fusion                                       (https://arxiv.org/abs/2603.02767)
+L_align = mean over (v,c) of w_vc · InfoNCE(I_v, T_c)
+L_fusion = the K = V·C fused vectors of a sample find each other among all fused vectors
+
+Shapes: B samples of this rank, G of all ranks, V views, C captions, K = V·C, N image tokens, T text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ito_ray.config.schema import Config
+from ito_ray.losses.contrastive import info_nce
+from ito_ray.losses.fusion import fusion_loss
+from ito_ray.losses.gather import gather
+from ito_ray.methods.base import Batch, Method, StepResult
+from ito_ray.models.dual_encoder import DualEncoder, unit
+from ito_ray.models.fusion import Fusion
+from ito_ray.models.image_tower import ImageFeatures
+from ito_ray.models.text_tower import TextFeatures
+
+
+class Ito(Method):
+    """ITO for any V ≥ 1, C ≥ 1; without λ there is no fusion module, and with V = C = 1 besides it is CLIP."""
+
+    def __init__(self, encoder: DualEncoder, cfg: Config) -> None:
+        super().__init__(encoder, cfg)
+        self.fusion_weight = cfg.method.fusion_weight
+        views, captions = cfg.data.views.count, cfg.data.captions
+        weights = torch.tensor(cfg.method.alignment_weights or [1.0] * (views * captions))
+        self.alignment_weights_VC = weights.view(views, captions).tolist()
+        self.fusion: Fusion | None = None
+        if self.fusion_weight > 0:
+            self.fusion = Fusion(cfg.method.fusion, encoder.image, cfg.model.text.context, cfg.model.embed_dim)
+
+    def forward(self, batch: Batch) -> StepResult:
+        views = len(batch.image_VBCHW)
+        image = self.encoder.image(batch.image_VBCHW.flatten(0, 1))  # all views in one pass
+        text = self.encoder.text(batch.ids_CBT.flatten(0, 1), batch.length_CB.flatten())
+        scale = self.encoder.logit_scale.exp()
+
+        image_VBD = unit(image.embedding_BD).unflatten(0, (views, -1))
+        text_CBD = unit(text.embedding_BD).unflatten(0, (len(batch.ids_CBT), -1))
+        align = self._align(image_VBD, text_CBD, scale)
+        if self.fusion is None:
+            return StepResult(align, {"loss/align": align.detach()})
+
+        fused_KBD = self._fuse(self.fusion, image, text, batch)
+        fusion = fusion_loss(fused_KBD, gather(fused_KBD, dim=1), scale)
+        metrics = {"loss/align": align.detach(), "loss/fusion": fusion.detach()}
+        return StepResult(align + self.fusion_weight * fusion, metrics)
+
+    def _align(self, image_VBD: Tensor, text_CBD: Tensor, scale: Tensor) -> Tensor:
+        views, captions = len(image_VBD), len(text_CBD)
+        all_GD = gather(torch.cat([image_VBD, text_CBD]), dim=1)  # one collective for both towers
+        image_VGD, text_CGD = all_GD.split([views, captions])
+        losses = [
+            self.alignment_weights_VC[v][c] * info_nce(image_VBD[v], text_CBD[c], image_VGD[v], text_CGD[c], scale)
+            for v in range(views)
+            for c in range(captions)
+        ]
+        return torch.stack(losses).mean()
+
+    def _fuse(self, fusion: Fusion, image: ImageFeatures, text: TextFeatures, batch: Batch) -> Tensor:
+        """Every view with every caption of its sample: (K,B,D), view by view."""
+        views, captions = len(batch.image_VBCHW), len(batch.ids_CBT)
+        image_VBND = fusion.image_sequence(self.encoder.image, image).unflatten(0, (views, -1))
+        text_CBTD = fusion.text_sequence(self.encoder.text, text).unflatten(0, (captions, -1))
+        valid_CBT = text.valid_BT.unflatten(0, (captions, -1))
+        image_KBND = image_VBND.repeat_interleave(captions, dim=0)
+        text_KBTD = text_CBTD.repeat(views, 1, 1, 1)
+        valid_KBT = valid_CBT.repeat(views, 1, 1)
+        fused_BD: Tensor = fusion(image_KBND.flatten(0, 1), text_KBTD.flatten(0, 1), valid_KBT.flatten(0, 1))
+        return torch.unflatten(fused_BD, 0, (views * captions, -1))

@@ -1,0 +1,1 @@
+"""The two towers, the dual encoder that ships, and the fusion module that does not."""

@@ -1,0 +1,102 @@
+"""The fusion module: a small Transformer over image and text tokens that exists in training only.
+
+Shapes: B pairs, N image tokens, T text tokens, D shared width, Q token width of a tower.
+Source: ITO, https://arxiv.org/abs/2603.02767, training-time multimodal fusion.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ito_ray.config.schema import FusionConfig
+from ito_ray.models.image_tower import ImageFeatures, ImageTower
+from ito_ray.models.text_tower import TextFeatures, TextTower
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions: float32 (rows·columns, width), half for the row, half for the column.
+
+    Source: MAE, https://arxiv.org/abs/2111.06377, appendix A.1; `width` must be a multiple of 4.
+    """
+    quarter = width // 4
+    frequency = 1.0 / 10_000 ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+
+    def along(count: int) -> Tensor:
+        angle = torch.arange(count, dtype=torch.float32)[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    row = along(rows)[:, None].expand(rows, columns, -1)
+    column = along(columns)[None].expand(rows, columns, -1)
+    return torch.cat([row, column], dim=-1).reshape(rows * columns, width)
+
+
+class Fusion(nn.Module):
+    """Concatenated image and text tokens → one L2-normalised fused vector per pair.
+
+    Tokens go through the towers' own projections where the widths agree; a tower whose tokens are wider than its
+    pooled vector (MobileNetV4, for one) gets a projection here, which is discarded with the module.
+    The read-out position `cls` is the tower's [CLS] token, or, where the tower has none, its projected pooled vector.
+
+    Args:
+        cfg: depth, heads, MLP ratio, read-out.
+        image: the image tower; only its widths are read.
+        context: longest text in tokens.
+        embed_dim: D, a multiple of 4.
+    """
+
+    def __init__(self, cfg: FusionConfig, image: ImageTower, context: int, embed_dim: int) -> None:
+        super().__init__()
+        self.readout = cfg.readout
+        own_projection = image.token_width != image.pooled_width
+        self.image_proj = nn.Linear(image.token_width, embed_dim, bias=False) if own_projection else None
+        self.text_positions = nn.Parameter(torch.empty(context, embed_dim).normal_(std=0.02))
+        if cfg.readout == "token":
+            self.readout_token = nn.Parameter(torch.empty(embed_dim).normal_(std=0.02))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                embed_dim,
+                cfg.heads,
+                dim_feedforward=int(cfg.mlp_ratio * embed_dim),
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(cfg.layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def image_sequence(self, tower: ImageTower, features: ImageFeatures) -> Tensor:
+        """Projected image tokens with positions, the read-out token first: (B,N,D), N one more without a [CLS]."""
+        proj = self.image_proj if self.image_proj is not None else tower.proj
+        tokens_BND: Tensor = proj(features.tokens_BNQ)
+        positions_ND = sincos_positions(*features.grid, tokens_BND.shape[-1]).to(tokens_BND)
+        tokens_BND = tokens_BND + F.pad(positions_ND, (0, 0, features.prefix, 0))
+        if tower.has_cls:
+            return tokens_BND
+        return torch.cat([features.embedding_BD[:, None].to(tokens_BND), tokens_BND], dim=1)
+
+    def text_sequence(self, tower: TextTower, features: TextFeatures) -> Tensor:
+        """Projected text tokens with learned positions: (B,T,D)."""
+        tokens_BTD: Tensor = tower.proj(features.tokens_BTQ)
+        return tokens_BTD + self.text_positions[: tokens_BTD.shape[1]].to(tokens_BTD)
+
+    def forward(self, image_BND: Tensor, text_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        """Fuse each pair: (B,D). Padding is masked as keys; what its queries compute is never read."""
+        sequence_BSD = torch.cat([image_BND, text_BTD], dim=1)
+        valid_BS = F.pad(valid_BT, (image_BND.shape[1], 0), value=True)
+        if self.readout == "token":
+            token_B1D = self.readout_token.to(sequence_BSD).expand(len(sequence_BSD), 1, -1)
+            sequence_BSD = torch.cat([token_B1D, sequence_BSD], dim=1)
+            valid_BS = F.pad(valid_BS, (1, 0), value=True)
+        for block in self.blocks:
+            sequence_BSD = block(sequence_BSD, src_key_padding_mask=~valid_BS)
+        sequence_BSD = self.norm(sequence_BSD)
+        if self.readout == "mean":
+            weight_BS1 = valid_BS[..., None].to(sequence_BSD.dtype)
+            fused_BD = (sequence_BSD * weight_BS1).sum(1) / weight_BS1.sum(1)
+        else:
+            fused_BD = sequence_BSD[:, 0]
+        return F.normalize(fused_BD.to(torch.promote_types(fused_BD.dtype, torch.float32)), dim=-1)

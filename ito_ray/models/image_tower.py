@@ -1,0 +1,106 @@
+"""Any timm model as an image tower: pooled vector and tokens from one forward pass.
+
+Shapes: B images, C channels, H×W pixels, N tokens (prefix tokens first), P pooled width, Q token width, D shared width.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ito_ray.config.schema import ImageTowerConfig
+from ito_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What one forward pass gives."""
+
+    embedding_BD: Tensor
+    """Projected pooled vector, not normalised."""
+    tokens_BNQ: Tensor
+    """The net's last tokens or map positions, not projected."""
+    prefix: int
+    """How many of the N tokens have no place in the picture ([CLS], registers); [CLS] comes first."""
+    grid: tuple[int, int]
+    """Rows and columns of the other tokens."""
+
+
+def _create(cfg: ImageTowerConfig) -> tuple[nn.Module, dict[str, Any]]:
+    kwargs: dict[str, Any] = {"img_size": cfg.size, **cfg.kwargs}
+    if not timm.is_model(cfg.name.split(".")[0]):
+        near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ": see timm.list_models()."
+        raise ConfigError(f"model.image.name={cfg.name} is not a timm model{hint}")
+    try:
+        return timm.create_model(cfg.name, pretrained=cfg.pretrained, num_classes=0, **kwargs), kwargs
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise ConfigError(f"model.image.kwargs={cfg.kwargs}: {cfg.name} refuses them: {error}") from error
+    kwargs.pop("img_size")  # convolutional nets take any size and have no such argument
+    try:
+        return timm.create_model(cfg.name, pretrained=cfg.pretrained, num_classes=0, **kwargs), kwargs
+    except TypeError as error:
+        raise ConfigError(f"model.image.kwargs={cfg.kwargs}: {cfg.name} refuses them: {error}") from error
+
+
+class ImageTower(nn.Module):
+    """A timm model and its bias-free projection to the shared space.
+
+    Args:
+        cfg: which model; `kwargs` go to timm.create_model as they are.
+        embed_dim: D.
+
+    Raises:
+        ConfigError: an unknown model name (the nearest are named) or arguments that the model refuses.
+    """
+
+    def __init__(self, cfg: ImageTowerConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.net: Any
+        self.net, self.create_kwargs = _create(cfg)
+        self.pooled_width = int(self.net.head_hidden_size)
+        self.token_width = int(self.net.num_features)
+        self.proj = nn.Linear(self.pooled_width, embed_dim, bias=False)
+        nn.init.normal_(self.proj.weight, std=self.pooled_width**-0.5)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is a [CLS] token."""
+        return getattr(self.net, "cls_token", None) is not None
+
+    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        """Embed normalised pixels, float (B,3,H,W)."""
+        features = self.net.forward_features(image_BCHW)
+        embedding_BD = self.proj(self.net.forward_head(features, pre_logits=True))
+        if features.ndim == 3:  # a Transformer's (B,N,Q)
+            prefix = int(getattr(self.net, "num_prefix_tokens", 0))
+            return ImageFeatures(embedding_BD, features, prefix, self._grid(features.shape[1] - prefix))
+        if getattr(self.net, "output_fmt", "NCHW") != "NHWC":
+            features = features.permute(0, 2, 3, 1)
+        rows, columns = features.shape[1:3]
+        return ImageFeatures(embedding_BD, features.flatten(1, 2), 0, (rows, columns))
+
+    def _grid(self, tokens: int) -> tuple[int, int]:
+        side = int(tokens**0.5)
+        patches = getattr(self.net, "patch_embed", None)
+        rows, columns = getattr(patches, "grid_size", None) or (side, side)
+        assert rows * columns == tokens, f"{tokens} tokens do not fill a {rows}×{columns} grid"
+        return rows, columns
+
+
+def pixels_to_input(pixels_BHWC: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (…,H,W,3) → normalised float32 (…,3,H,W), a channels-last view: no copy to transpose.
+
+    Args:
+        pixels_BHWC: uint8, any leading dimensions.
+        mean, std: float32 (3,), in units of 0…1.
+    """
+    scaled = (pixels_BHWC.float() / 255 - mean) / std
+    return torch.movedim(scaled, -1, -3)
