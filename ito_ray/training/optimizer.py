@@ -1,0 +1,46 @@
+"""AdamW, its parameter groups and its schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ito_ray.config.schema import OptimConfig
+
+NO_DECAY_NAMES = ("cls_token", "pos_embed", "reg_token", "text_positions", "readout_token")
+
+
+def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """AdamW in two groups: weight decay on matrices and kernels, none on norms, biases, positions, logit scale.
+
+    Source: OpenCLIP's exclusion rule (ndim < 2, bn, ln, bias, logit_scale), plus learned tokens and positions.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            excluded = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES or "position_embedding" in name
+            (plain if excluded else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+
+
+def learning_rate(step: int, steps: int, cfg: OptimConfig) -> float:
+    """Linear warm-up to `cfg.lr`, then cosine to 0; a function of the step alone, so a resumed run continues it.
+
+    Args:
+        step: 0-based number of the step about to be taken.
+        steps: length of the whole run.
+    """
+    if step < cfg.warmup_steps:
+        return cfg.lr * (step + 1) / cfg.warmup_steps
+    progress = (step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps)
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The same rate for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -1,0 +1,64 @@
+"""The part of a checkpoint that is not tensors. No torch: the process that builds the stream reads it too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ito_ray.config.schema import Config
+from ito_ray.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint knows besides tensors."""
+
+    step: int
+    """Steps taken."""
+    position: dict[str, Any]
+    """Which samples of the stream were consumed (data/position.py)."""
+    config: dict[str, Any]
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Write `state.json`."""
+    document = {"format": FORMAT, "step": state.step, "position": state.position, "config": state.config}
+    (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def read_state(folder: Path) -> State:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        ConfigError: written by another version of the format.
+    """
+    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if document["format"] != FORMAT:
+        raise ConfigError(
+            f"{folder} is a checkpoint of format {document['format']}, but this version reads {FORMAT}: resume with "
+            "the version that wrote it, or choose another --name."
+        )
+    return State(document["step"], document["position"], document["config"])
+
+
+def require_same_run(state: State, cfg: Config, folder: Path) -> None:
+    """Refuse to go on with a checkpoint whose data, model or method are not those of `cfg`.
+
+    Steps, learning rate and bookkeeping may change; what the weights mean may not.
+
+    Raises:
+        ConfigError: naming the first section that differs.
+    """
+    now = cfg.model_dump(mode="json")
+    for section in ("data", "model", "method"):
+        for field, before in state.config[section].items():
+            if now[section].get(field) != before:
+                raise ConfigError(
+                    f"{section}.{field}={now[section].get(field)!r}, but the run {cfg.name!r} was started with "
+                    f"{before!r} and has a checkpoint in {folder}: choose another --name to start afresh, or the old "
+                    "value to resume."
+                )
