@@ -1,0 +1,104 @@
+"""What an evaluation found, with how sure it is and what guessing would give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ito_ray.evaluation.embed import PairEmbeddings
+
+Unit = Literal["share", "rank", "distance", "count"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number."""
+
+    name: str
+    """Flat metric name, e.g. `heldout/r1_text_to_image`."""
+    label: str
+    """For people."""
+    value: float
+    unit: Unit
+    interval: tuple[float, float] | None = None
+    """95 %."""
+    chance: float | None = None
+    """The same number for a random order."""
+
+    @property
+    def times_chance(self) -> float | None:
+        """How often better than guessing; for a rank, how often smaller."""
+        if not self.chance:
+            return None
+        if self.unit == "rank":
+            return self.chance / self.value
+        return self.value / self.chance
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Label, value, interval, chance and times chance, formatted."""
+        return (
+            self.label,
+            self._text(self.value),
+            "–" if self.interval is None else f"{self._text(self.interval[0])} – {self._text(self.interval[1])}",
+            "–" if self.chance is None else self._text(self.chance),
+            "–" if self.times_chance is None else f"× {_times(self.times_chance)}",
+        )
+
+    def _text(self, value: float) -> str:
+        if self.unit == "share":
+            percent = 100 * value
+            return f"{percent:.1f} %" if percent >= 0.1 or not percent else f"{percent:.2g} %"
+        if self.unit == "distance":
+            return f"{value:.3f}"
+        return f"{value:,.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of one evaluation."""
+
+    encoder: str
+    measures: tuple[Measure, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Samples that could not be used, by reason."""
+    pairs: PairEmbeddings | None = None
+    """The held-out pairs, for pictures."""
+
+    def metrics(self) -> dict[str, float]:
+        """Flat name to value, for a tracker."""
+        return {measure.name: measure.value for measure in self.measures}
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals, where there is one."""
+        return {m.name: m.interval for m in self.measures if m.interval is not None}
+
+    @property
+    def headline(self) -> tuple[Measure, ...]:
+        """What a table shows: everything but the counts."""
+        return tuple(measure for measure in self.measures if measure.unit != "count")
+
+    @property
+    def counts(self) -> tuple[Measure, ...]:
+        """How much data stands behind the headline."""
+        return tuple(measure for measure in self.measures if measure.unit == "count")
+
+    def to_json(self) -> str:
+        """Everything but the embeddings, as an indented JSON object."""
+        document: dict[str, Any] = {
+            "encoder": self.encoder,
+            "confidence": CONFIDENCE,
+            "metrics": self.metrics(),
+            "intervals": self.intervals,
+            "chance": {m.name: m.chance for m in self.measures if m.chance is not None},
+            "dropped": dict(self.dropped),
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"

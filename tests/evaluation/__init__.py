@@ -1,0 +1,1 @@
+"""Tests of ito_ray.evaluation."""
