@@ -1,0 +1,1 @@
+"""Dual encoder -> a folder that works without ito_ray, and the proof that it does."""

@@ -1,0 +1,64 @@
+"""Where a run comes from: code, library versions, data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = ("torch", "timm", "transformers", "tokenizers", "sentence-transformers", "ray", "mlflow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class DatasetIdentity:
+    """Which data a run was trained on."""
+
+    name: str
+    digest: str
+    """Changes when a shard is added, removed or changes its size; at most 36 characters (MLflow's limit)."""
+    source: tuple[str, ...]
+    """The patterns of the configuration."""
+    shards: int
+    bytes: int
+
+
+def dataset_identity(name: str, patterns: Sequence[str], shards: Iterable[tuple[str, int]]) -> DatasetIdentity:
+    """Identity of the shards [(url, size in bytes), …]; independent of their order and of the folder they lie in."""
+    pairs = sorted((url.rsplit("/", 1)[-1], size) for url, size in shards)
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    return DatasetIdentity(name, digest, tuple(patterns), len(pairs), sum(size for _, size in pairs))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide numbers."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit(folder: Path | None = None) -> str:
+    """Commit hash of the checkout that holds `folder` (default: this file), "-dirty" when tracked files changed.
+
+    "unknown" outside a checkout, so that an installed wheel trains as well.
+    """
+    place = folder or Path(__file__).parent
+    try:
+        commit = _git(place, "rev-parse", "HEAD")
+        changed = _git(place, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

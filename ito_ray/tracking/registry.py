@@ -1,0 +1,255 @@
+"""The model registry: a verified SentenceTransformer folder as an MLflow model with version and alias."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import yaml
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import PyFuncModel, load_model, save_model
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+from PIL import Image
+
+from ito_ray.errors import ExportError, TrackingError
+from ito_ray.export.checks import folder_manifest, manifest_digest
+from ito_ray.export.parity import Verified
+from ito_ray.tracking.run import Store, TrackedRun, open_client, open_experiment
+
+ENCODER = "encoder"
+SERVING = {"batch_size": 32, "max_image_bytes": 20_000_000, "max_image_pixels": 64_000_000}
+REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
+RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Where the model is found now."""
+
+    uri: str
+    """models:/<name>@<alias>"""
+    model_name: str
+    version: str
+    model_id: str
+    """MLflow's LoggedModel."""
+
+
+def signature() -> ModelSignature:
+    """Two optional columns in; modality and embedding out; `batch_size` as a parameter."""
+    return ModelSignature(
+        inputs=Schema(
+            [ColSpec(DataType.string, "text", required=False), ColSpec(DataType.binary, "image", required=False)]
+        ),
+        outputs=Schema([ColSpec(DataType.string, "modality"), ColSpec(Array(DataType.float), "embedding")]),
+        params=ParamSchema([ParamSpec("batch_size", DataType.long, SERVING["batch_size"])]),
+    )
+
+
+def example() -> pd.DataFrame:
+    """One text row and one image row; "" and b"" stand for no value, since JSON null in a bytes column is refused."""
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(picture, "PNG")
+    return pd.DataFrame({"text": ["a photo of a cat", ""], "image": [b"", picture.getvalue()]})
+
+
+def register(
+    verified: Verified,
+    *,
+    store: Store,
+    experiment: str,
+    model_name: str,
+    alias: str,
+    run: TrackedRun | None = None,
+    step: int = 0,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Registered:
+    """Log the folder as a model from code, register a new version of it and point the alias there.
+
+    Args:
+        verified: what `ito_ray.export.parity.verify` returned; a folder changed since then is refused.
+        store: tracking server and registry.
+        experiment: experiment of the logged model, when there is no run.
+        model_name: registered model, created when missing.
+        alias: moves to the new version.
+        run: the training run it comes from.
+        step: training step of the weights.
+        metrics: of this model, at this step; need a run. Use the names and values of the run's own points: other
+            values would be second points of the same curves.
+        tags: of the model version, e.g. the dataset's digest.
+
+    Raises:
+        ExportError: the folder is not the one that was verified.
+        TrackingError: the server or the registry refuses.
+    """
+    if manifest_digest(folder_manifest(verified.folder)) != verified.digest:
+        raise ExportError(f"{verified.folder} has changed since it was verified: verify it again.")
+    client = run.client if run else open_client(store)
+    experiment_id = run.experiment_id if run else open_experiment(client, store, experiment)
+    facts = json.loads((verified.folder / "ito.json").read_text("utf-8"))
+    all_tags = {**_run_tags(run), **(tags or {}), **_evidence(verified)}
+    with _using(store), _refusals(f"register {model_name}@{alias}", store):
+        model = client.create_logged_model(
+            experiment_id,
+            name=model_name,
+            source_run_id=run.run_id if run else None,
+            tags=all_tags,
+            params={"embed_dim": str(facts["embed_dim"]), "logit_scale": f"{facts['logit_scale']:.6g}"},
+            model_type="image-text-encoder",
+        )
+        _upload(client, model, verified.folder, facts, run.run_id if run else None)
+        if run:
+            client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
+            _log_metrics(run, model.model_id, step, metrics or {})
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        version = _new_version(client, model, model_name, run, all_tags)
+        client.set_registered_model_alias(model_name, alias, version)
+    return Registered(f"models:/{model_name}@{alias}", model_name, version, model.model_id)
+
+
+def load(uri: str, store: Store | None = None) -> PyFuncModel:
+    """The registered model, ready to predict.
+
+    Args:
+        uri: models:/name@alias or models:/name/version.
+        store: where to look; None is MLflow's own default (MLFLOW_TRACKING_URI).
+
+    Raises:
+        TrackingError: no such model, version or alias.
+    """
+    with _using(store), _refusals(f"give {uri}", store):
+        return load_model(uri)
+
+
+def download(uri: str, store: Store | None = None) -> Path:
+    """The SentenceTransformer folder inside a registered model.
+
+    With a local store this is the store's own folder: read only. Arguments as for `load`.
+
+    Raises:
+        TrackingError: no such model, version or alias, or one that `register` did not make.
+    """
+    with _using(store), _refusals(f"give {uri}", store):
+        folder = Path(download_artifacts(artifact_uri=uri))
+        artifacts = Model.load(str(folder)).flavors["python_function"].get("artifacts", {})
+    if ENCODER not in artifacts:
+        raise TrackingError(f"{uri} has no artifact {ENCODER!r}: ito_ray did not register it, give another address.")
+    return folder / str(artifacts[ENCODER]["path"])
+
+
+def _upload(
+    client: MlflowClient, model: LoggedModel, folder: Path, facts: Mapping[str, Any], run_id: str | None
+) -> None:
+    """Write the pyfunc and upload it.
+
+    Not `log_model`: it would start a run when none is active, load the model once more to try the example, and leave
+    this machine's paths in the artifact.
+    """
+    requirements = [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+    with tempfile.TemporaryDirectory(prefix="ito-register-") as scratch:
+        path = Path(scratch, "model")
+        save_model(
+            str(path),
+            mlflow_model=Model(
+                artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id, run_id=run_id
+            ),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={ENCODER: str(folder)},
+            signature=signature(),
+            input_example=example(),
+            model_config=SERVING,
+            pip_requirements=requirements,
+            metadata={key: facts[key] for key in ("embed_dim", "logit_scale")},
+        )
+        _without_paths(path / "MLmodel")
+        for cache in path.rglob("__pycache__"):
+            for compiled in cache.iterdir():
+                compiled.unlink()
+            cache.rmdir()
+        client.log_model_artifacts(model.model_id, str(path))
+
+
+def _without_paths(mlmodel: Path) -> None:
+    """MLflow writes where the code and the folder came from; loading uses the names inside the model only."""
+    content = yaml.safe_load(mlmodel.read_text("utf-8"))
+    flavor = content["flavors"]["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    mlmodel.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def _log_metrics(run: TrackedRun, model_id: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Attach metrics to the model. MLflow stores them in the run too: the point that is there must be hit exactly."""
+    now = int(time.time() * 1000)
+    points = []
+    for name, value in metrics.items():
+        same = (point for point in run.client.get_metric_history(run.run_id, name) if point.step == step)
+        times = [point.timestamp for point in same if point.value == value]
+        points.append(
+            Metric(name, float(value), times[0] if times else now, step, model_id=model_id, run_id=run.run_id)
+        )
+    if points:
+        run.client.log_batch(run.run_id, metrics=points)
+
+
+def _new_version(
+    client: MlflowClient, model: LoggedModel, model_name: str, run: TrackedRun | None, tags: Mapping[str, str]
+) -> str:
+    if not client.search_registered_models(f"name = '{model_name}'", max_results=1):
+        client.create_registered_model(model_name)
+    version = client.create_model_version(
+        model_name, model.model_uri, run_id=run.run_id if run else None, tags=dict(tags), model_id=model.model_id
+    )
+    return str(version.version)
+
+
+def _run_tags(run: TrackedRun | None) -> dict[str, str]:
+    if run is None:
+        return {}
+    tags = run.client.get_run(run.run_id).data.tags
+    return {name: tags[name] for name in RUN_TAGS if name in tags}
+
+
+def _evidence(verified: Verified) -> dict[str, str]:
+    return {"ito.sha256": verified.digest, "ito.parity": f"{verified.max_abs_difference:.3g}"}
+
+
+@contextmanager
+def _using(store: Store | None) -> Iterator[None]:
+    """MLflow's loaders take the store from a global; put it back afterwards."""
+    if store is None:
+        yield
+        return
+    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
+
+
+@contextmanager
+def _refusals(action: str, store: Store | None) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        where = store.uri if store else mlflow.get_tracking_uri()
+        raise TrackingError(f"The registry {where} does not {action}: {error.message}") from error
