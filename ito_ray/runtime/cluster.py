@@ -1,0 +1,51 @@
+"""Connect to Ray: the cluster that the environment names, else a small local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import ray
+
+OBJECT_STORE_BYTES = 1 << 30
+"""Of a local Ray. The stream holds a few blocks at a time; Ray's default would be a third of the memory."""
+
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # data tasks; training workers set their threads themselves
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # checkpoints are registered at this pace; the default is 2 s
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def connect(*, verbose: bool) -> None:
+    """Join the cluster of RAY_ADDRESS (set inside `ray job submit`), or start Ray on this machine.
+
+    Args:
+        verbose: let the log lines of Ray and of the workers through.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.update({name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ})
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not verbose:
+        warnings.filterwarnings("ignore", module="ray")
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    level = logging.INFO if verbose else logging.ERROR
+    environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env=environment,
+        logging_level=level,
+        log_to_driver=verbose,
+    )

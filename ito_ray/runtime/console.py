@@ -1,0 +1,106 @@
+"""What a person sees: stage headings, one live line while training, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_LINE_EVERY_SECONDS = 10.0
+
+
+@dataclass
+class Stages:
+    """Numbered headings with the seconds that each stage took."""
+
+    console: Console
+    total: int
+    number: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """Print the heading; afterwards note how long it took under `title`."""
+        self.number += 1
+        self.console.print(f"[bold]▸ {self.number}/{self.total} {title}[/bold]")
+        started = time.perf_counter()
+        yield
+        self.seconds[title] = time.perf_counter() - started
+
+    def say(self, text: str) -> None:
+        """A line of what the stage found."""
+        self.console.print(f"    {text}", highlight=False)
+
+
+@dataclass
+class TrainingLine:
+    """Step, loss, samples/s and time left: live on a terminal, else a line every ten seconds."""
+
+    console: Console
+    steps: int
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("    step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            transient=False,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=self.steps, completed=self.first_step, text="starting workers …")
+        self._started = 0.0
+        self._printed = time.monotonic()
+        self._text = ""
+
+    def __enter__(self) -> TrainingLine:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Show the newest metrics; those without a loss (evaluations) are printed as a line of their own."""
+        if "train/loss/total" not in metrics:
+            shown = ", ".join(
+                f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in _HEADLINE if name in metrics
+            )
+            self.console.print(f"    step {step}: {shown}", highlight=False)
+            return
+        wait = metrics["train/data_wait_share"]
+        self._text = (
+            f"loss {metrics['train/loss/total']:.3f} · {metrics['train/samples_per_second']:.0f} samples/s · "
+            f"{wait:.0%} waiting for data"
+        )
+        self._progress.update(self._task, completed=step, text=self._text)
+        if not self.console.is_terminal:
+            self._print_plainly(step)
+
+    def _print_plainly(self, step: int) -> None:
+        now = time.monotonic()
+        if not self._started:
+            self._started, self.first_step = now, step
+        if now - self._printed < PLAIN_LINE_EVERY_SECONDS and step < self.steps:
+            return
+        self._printed = now
+        taken = step - self.first_step
+        left = (now - self._started) / taken * (self.steps - step) if taken else float("nan")
+        self.console.print(f"    step {step}/{self.steps} · {self._text} · {left:.0f} s left", highlight=False)
+
+
+_HEADLINE = (
+    "eval/heldout/r1_image_to_text",
+    "eval/heldout/r1_text_to_image",
+    "eval/zero_shot/top1",
+    "eval/zero_shot/top5",
+)

@@ -1,0 +1,215 @@
+"""The main job from top to bottom: check, train, export, evaluate, register."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ito_ray.config.schema import Config
+from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
+from ito_ray.evaluation.evaluate import evaluate
+from ito_ray.evaluation.report import Report
+from ito_ray.evaluation.show import write_files
+from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
+from ito_ray.export.sentence_transformer import export_sentence_transformer
+from ito_ray.methods import build_method
+from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.runtime import cluster, preflight, trainer
+from ito_ray.runtime.console import Stages, TrainingLine
+from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
+from ito_ray.tracking.registry import Registered, register
+from ito_ray.tracking.run import TrackedRun, open_run
+from ito_ray.training import checkpoint
+
+STAGES = 5
+THUMBNAIL = 160
+"""Pixels of the pictures in the gallery."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training measured; kept in the run's folder, since a finished run is not trained again."""
+
+    seconds: float
+    samples_per_second: float
+    data_wait_share: float
+    """Of the time of the steps, without start, evaluations and checkpoints."""
+    rows_read: int
+    """Since the last start, like the next two: a resumed run does not read again what it has had."""
+    rows_delivered: int
+    rows_dropped: dict[str, int]
+    """By reason."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the job leaves."""
+
+    encoder: Path
+    """The exported SentenceTransformer folder."""
+    registered: Registered
+    report: Report
+    verified: Verified
+    training: Training
+    page: Path
+    run: TrackedRun
+
+
+def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> Outcome:
+    """Do everything that the configuration says; safe to be run again after any interruption.
+
+    Args:
+        cfg: the resolved configuration.
+        recipe: its name, for the record.
+        stages: where to print headings.
+        verbose: let Ray's log lines through.
+
+    Raises:
+        ItoError: anything that a user can mend.
+    """
+    folder = Path(cfg.output).absolute() / cfg.name
+    with stages.stage("Check data, model and cluster"):
+        data = preflight.plan_data(cfg)
+        tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
+        encoder = preflight.require_model(cfg, tokenizer)
+        cluster.connect(verbose=verbose)
+        preflight.require_resources(cfg)
+        identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
+        tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
+        _describe(stages, cfg, data, encoder)
+
+    try:
+        with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
+            newest, training = _train(cfg, data, folder, tracked, stages)
+        with stages.stage("Export the encoder without fusion and check it in a fresh process"):
+            verified = _export(cfg, encoder, tokenizer, newest, folder)
+            stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
+        with stages.stage("Evaluate what was exported"):
+            report = evaluate(
+                FolderEncoder(verified.folder, batch=cfg.eval.batch, name=cfg.tracking.model_name),
+                cfg,
+                thumbnail=THUMBNAIL,
+            )
+            page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
+        with stages.stage("Register the encoder"):
+            registered = _register(cfg, verified, report, tracked, identity.digest)
+            stages.say(f"{registered.uri} is version {registered.version}")
+    except BaseException as error:
+        tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracked.finish()
+    return Outcome(verified.folder, registered, report, verified, training, page, tracked)
+
+
+def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder: DualEncoder) -> None:
+    size = sum(shard.size for shard in data.shards) / 1e6
+    towers = [sum(p.numel() for p in tower.parameters()) / 1e6 for tower in (encoder.image, encoder.text)]
+    stages.say(f"data: {len(data.shards)} shards, {size:,.1f} MB")
+    stages.say(
+        f"model: {cfg.model.image.name} at {cfg.model.image.size} px ({towers[0]:.1f} M), {cfg.model.text.kind} text "
+        f"({towers[1]:.1f} M), shared width {cfg.model.embed_dim}"
+    )
+
+
+def _train(
+    cfg: Config, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
+) -> tuple[Path, Training]:
+    """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
+    record = folder / "training.json"
+    newest = trainer.latest_checkpoint(cfg)
+    if newest and record.is_file() and trainer.require_resumable(cfg, newest) >= cfg.train.steps:
+        stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
+        return newest, Training(**json.loads(record.read_text("utf-8")))
+    meter = _Meter()
+    started = time.perf_counter()
+    with TrainingLine(stages.console, cfg.train.steps) as line:
+
+        def on_metrics(step: int, metrics: dict[str, float]) -> None:
+            tracked.log(step, metrics)
+            line.update(step, metrics)
+            meter.add(metrics)
+
+        trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
+    tally = trained.tally
+    rates = meter.rates()
+    training = Training(time.perf_counter() - started, *rates, tally.read, tally.delivered, tally.dropped)
+    record.write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items()) or "none"
+    stages.say(f"samples read {tally.read:,}, delivered {tally.delivered:,}, dropped: {reasons}")
+    return trained.checkpoint, training
+
+
+class _Meter:
+    """Mean rates over the logged steps; the first, which waits for the stream to fill, is left out."""
+
+    def __init__(self) -> None:
+        self._seen: list[dict[str, float]] = []
+
+    def add(self, metrics: dict[str, float]) -> None:
+        if "train/samples_per_second" in metrics:
+            self._seen.append(metrics)
+
+    def rates(self) -> tuple[float, float]:
+        """(samples per second, share of time waiting for data)."""
+        steady = self._seen[1:] or self._seen
+        seconds = [1 / one["train/samples_per_second"] for one in steady]
+        waited = [one["train/data_wait_share"] * duration for one, duration in zip(steady, seconds, strict=True)]
+        return len(steady) / sum(seconds), sum(waited) / sum(seconds)
+
+
+def _export(cfg: Config, encoder: DualEncoder, tokenizer: Any, source: Path, folder: Path) -> Verified:
+    """Load the checkpoint, leave the fusion behind, export, and compare with the trained model."""
+    with FreshProcess() as process:  # it imports while we export
+        method = build_method(cfg, encoder)
+        checkpoint.load_method(source, method)
+        encoder.eval()
+        forbidden = {
+            name: tuple(parameter.shape)
+            for name, parameter in method.named_parameters()
+            if not name.startswith("encoder.")
+        }
+        exported = export_sentence_transformer(encoder, folder / "tokenizer", folder / "sentence_transformer")
+        trained = TowerEncoder(encoder, tokenizer, torch.device("cpu"))
+        reference = take_reference(encoder, trained, forbidden=forbidden)
+        reference.save(reference_path(exported))  # pipelines.register compares with it
+        return verify(exported, reference, process)
+
+
+def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: TrackedRun) -> Path:
+    """Pictures and page into the run's folder and to MLflow; the final numbers as points at the last step."""
+    tracked.log(cfg.train.steps, {f"final/{name}": value for name, value in report.metrics().items()})
+    usage = f'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("{encoder}")'
+    dataset = ", ".join((*cfg.data.heldout, *cfg.eval.zero_shot))
+    title = f"{cfg.tracking.model_name}: {cfg.name}"
+    page = write_files(report, out, title=title, usage=usage, dataset=dataset)
+    for path in sorted(out.iterdir()):
+        tracked.log_file(path, "evaluation")
+    return page
+
+
+def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str) -> Registered:
+    tags = {
+        "ito.data_digest": digest,
+        "ito.method": cfg.method.name,
+        "ito.fusion_weight": f"{cfg.method.fusion_weight:g}",
+        "ito.steps": str(cfg.train.steps),
+        "ito.intervals": json.dumps(report.intervals),
+    }
+    return register(
+        verified,
+        store=tracked.store,
+        experiment=cfg.tracking.experiment,
+        model_name=cfg.tracking.model_name,
+        alias=cfg.tracking.alias,
+        run=tracked,
+        step=cfg.train.steps,
+        metrics={f"final/{name}": value for name, value in report.metrics().items()},
+        tags=tags,
+    )

@@ -1,0 +1,48 @@
+"""What the driver hands to the processes of a run; light to import, since all of them unpickle it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ito_ray.config.schema import Config
+from ito_ray.runtime.monitor import MonitorHandle
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer folder's files, so that a node without a shared disk has them too."""
+
+    files: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenizerFiles:
+        """All files of `folder`."""
+        return cls(tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()))
+
+    def folder(self) -> str:
+        """A local folder with these files, written once a process."""
+        return _written(self)
+
+
+@lru_cache(maxsize=4)
+def _written(tokenizer: TokenizerFiles) -> str:
+    digest = hashlib.sha256(repr(tokenizer.files).encode()).hexdigest()[:16]
+    folder = tempfile.mkdtemp(prefix=f"ito-tokenizer-{digest}-")
+    for name, content in tokenizer.files:
+        (Path(folder) / name).write_bytes(content)
+    return folder
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the driver gives every worker."""
+
+    cfg: Config
+    tokenizer: TokenizerFiles
+    monitor: MonitorHandle
+    folder: str
+    """The driver's working folder, which relative paths of the configuration start from."""

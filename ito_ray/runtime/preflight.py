@@ -1,0 +1,130 @@
+"""Refuse at start what would fail or hang later, and gather what the run needs to know of its data and cluster."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ito_ray.config.schema import Config
+from ito_ray.data.plan import ShardPlan, make_plan
+from ito_ray.data.rows import read_piece
+from ito_ray.data.shards import Shard, list_shards
+from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
+from ito_ray.errors import ClusterError, ConfigError, DataError
+from ito_ray.evaluation.evaluate import read_classes, read_templates
+from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.models.text_tower import pretrained_folder
+
+ENTRIES_PROBED = 8
+"""Entries of the plan that are searched for a readable sample before the run is refused."""
+ENTRIES_MEASURED = 2
+"""Entries whose rows are counted, to know how many entries the run needs."""
+VOCABULARY_CAPTIONS = 100_000
+"""Captions that a vocabulary is trained on."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training shards as planned."""
+
+    shards: tuple[Shard, ...]
+    plan: ShardPlan
+    rows_per_entry: float
+    """Mean of the entries that were probed."""
+
+
+def plan_data(cfg: Config) -> TrainingData:
+    """List the shards, plan them, and make sure that samples come out.
+
+    Raises:
+        DataError: nothing matches, or no sample can be read.
+    """
+    shards = list_shards(cfg.data.train, field="data.train")
+    for field, patterns in (("data.heldout", cfg.data.heldout), ("eval.zero_shot", cfg.eval.zero_shot)):
+        if patterns:
+            list_shards(patterns, field=field)
+    if cfg.eval.zero_shot:
+        read_classes(cfg.eval.classes)
+        read_templates(cfg.eval.templates)
+    plan = make_plan(shards, rows_per_task=cfg.data.rows_per_task, mix=cfg.data.mix, seed=cfg.train.seed)
+    good, probed, reasons = 0, 0, dict[str, str]()
+    while probed < min(ENTRIES_PROBED, plan.entries_per_pass) and (probed < ENTRIES_MEASURED or not good):
+        for piece in plan.entry(probed):
+            for row in read_piece(piece, cfg.data.columns):
+                good += row.bad is None
+                if row.bad is not None:
+                    reasons.setdefault(row.bad, f"{piece.url}#{row.key}")
+        probed += 1
+    if good:
+        return TrainingData(shards, plan, good / probed)
+    found = ", ".join(f"{reason} ({example})" for reason, example in list(reasons.items())[:3]) or "no samples at all"
+    raise DataError(f"data.train={list(cfg.data.train)}: not one readable sample in the first shards: {found}.")
+
+
+def require_resources(cfg: Config) -> None:
+    """Refuse what the cluster can never schedule; Ray would wait for ever.
+
+    Raises:
+        ClusterError: too few CPUs beside the workers for Ray Data, or too few GPUs.
+    """
+    total = ray.cluster_resources()
+    wanted = cfg.train.workers * cfg.train.cpus_per_worker
+    cpus = total.get("CPU", 0.0)
+    if wanted + 1 > cpus:
+        raise ClusterError(
+            f"train.workers={cfg.train.workers} × train.cpus_per_worker={cfg.train.cpus_per_worker:g} leave "
+            f"{cpus - wanted:g} of the cluster's {cpus:g} CPUs, but Ray Data needs at least one: lower one of them "
+            "or add nodes."
+        )
+    if cfg.train.gpu and total.get("GPU", 0.0) < cfg.train.workers:
+        raise ClusterError(
+            f"train.workers={cfg.train.workers} with train.gpu need as many GPUs, but the cluster has "
+            f"{total.get('GPU', 0.0):g}: lower train.workers, add nodes, or set --train.no-gpu."
+        )
+
+
+def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:
+    """The text tower's tokenizer, kept in `folder` from the first start on so that a resumed run has the same.
+
+    Raises:
+        ConfigError: a pretrained tokenizer that cannot be loaded.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(str(folder))
+    text = cfg.model.text
+    if text.kind == "scratch":
+        captions = itertools.islice(_captions(cfg, plan), VOCABULARY_CAPTIONS)
+        tokenizer = train_wordpiece(captions, text.vocab_size, text.context)
+    elif text.kind == "clip":
+        tokenizer = clip_tokenizer(text.context)
+    else:
+        try:
+            tokenizer = load_tokenizer(pretrained_folder(text.source))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model.text.source={text.source} has no tokenizer that can be loaded: {error}"
+            ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def _captions(cfg: Config, plan: ShardPlan) -> Iterator[str]:
+    for entry in range(plan.entries_per_pass):
+        for piece in plan.entry(entry):
+            for row in read_piece(piece, cfg.data.columns):
+                yield from row.captions
+
+
+def require_model(cfg: Config, tokenizer: Any) -> DualEncoder:
+    """Build the towers once in the driver: a wrong name or argument shows here and not on every worker.
+
+    Raises:
+        ConfigError: a tower that cannot be built.
+    """
+    return DualEncoder(cfg.model, tokenizer)

@@ -1,0 +1,142 @@
+"""The stream: numbers of plan entries → Ray Data tasks → uint8 samples → equal batches on every rank.
+
+Each entry of the endless shard plan is one task that reads, drops, decodes, augments and tokenises; the fused task is
+what makes it fast, and one task making one block in plan order is what makes it the same for the same seed. Nothing
+here has an end: ranks take a fixed number of steps, so none can finish before another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import ray
+import ray.data
+
+from ito_ray.config.schema import Config
+from ito_ray.data.mixer import mixed_batches
+from ito_ray.data.plan import ShardPlan
+from ito_ray.data.position import Position
+from ito_ray.errors import DataError
+from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.monitor import MonitorHandle
+from ito_ray.training.state import read_state
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EntryReader:
+    """What a data task does with its entry number. Plain and picklable; state is cached by process."""
+
+    plan: ShardPlan
+    cfg: Config
+    tokenizer: TokenizerFiles
+    monitor: MonitorHandle
+    taken: dict[int, frozenset[int]]
+    """Rows of unfinished entries that a resumed run has consumed."""
+
+    def __call__(self, numbers: Any) -> Arrays:
+        """One entry's samples; `numbers` is {"id": int64 (1,)}."""
+        # Decoder and tokenizer take seconds to import, and only data tasks need them; every process of Ray Data and
+        # Ray Train that passes this object on imports this module.
+        from ito_ray.data.rows import read_piece
+        from ito_ray.data.samples import SampleSpec, make_block
+
+        (entry,) = numbers["id"].tolist()
+        data = self.cfg.data
+        rows = [row for piece in self.plan.entry(entry) for row in read_piece(piece, data.columns)]
+        taken = self.taken.get(entry, frozenset())
+        spec = SampleSpec(
+            views=data.views,
+            captions=data.captions,
+            size=self.cfg.model.image.size,
+            max_pixels=data.max_pixels,
+            tokenizer_dir=self.tokenizer.folder(),
+            context=self.cfg.model.text.context,
+        )
+        block, tally = make_block(rows, spec, seed=self.plan.seed, entry=entry, skip=taken)
+        if reason := ray.get(self.monitor.record.remote(entry, tally)):
+            raise DataError(reason)
+        total = len(block["uid"]) + len(taken)
+        return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
+
+
+@dataclass(frozen=True)
+class StreamFactory:
+    """Called by Ray Train at every start of the workers: the stream goes on where the checkpoint stands."""
+
+    plan: ShardPlan
+    cfg: Config
+    tokenizer: TokenizerFiles
+    monitor: MonitorHandle
+    entries: int
+
+    def __call__(self) -> ray.data.Dataset:
+        """The stream from the position of the newest registered checkpoint on."""
+        newest = ray.get(self.monitor.checkpoint.remote())
+        position = Position.from_json(read_state(Path(newest)).position) if newest else Position()
+        taken = {entry: frozenset(rows) for entry, (_, rows) in position.open.items()}
+        reader = EntryReader(self.plan, self.cfg, self.tokenizer, self.monitor, taken)
+        return open_stream(reader, position, self.entries)
+
+
+def entries_needed(cfg: Config, rows_per_entry: float) -> int:
+    """How many entries surely hold what the run consumes; those beyond are never read.
+
+    Args:
+        rows_per_entry: estimated from the shards' sizes; may be off by half.
+    """
+    samples = cfg.train.steps * cfg.train.global_batch
+    held_back = cfg.train.workers * (cfg.data.shuffle_buffer + 4 * cfg.data.rows_per_task)
+    delivered = max(1.0, rows_per_entry * (1 - cfg.data.max_bad_fraction) / 2)
+    return int((samples + held_back) / delivered) + 16
+
+
+def open_stream(reader: EntryReader, position: Position, count: int) -> ray.data.Dataset:
+    """A lazy dataset of the entries that are not complete, `count` of them, in plan order."""
+    entries = _not_complete(position, count)
+    numbers = ray.data.range(len(entries), override_num_blocks=len(entries))
+    if entries[-1] != len(entries) - 1:  # a resumed run: number i is its i-th unfinished entry
+        lookup = np.array(entries, np.int64)
+        return numbers.map_batches(lambda batch: reader({"id": lookup[batch["id"]]}), batch_size=None)
+    return numbers.map_batches(cast(Any, reader.__call__), batch_size=None)
+
+
+def _not_complete(position: Position, count: int) -> list[int]:
+    entries: list[int] = []
+    entry = 0
+    while len(entries) < count:
+        if entry not in position.complete:
+            entries.append(entry)
+        entry += 1
+    return entries
+
+
+def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int) -> Iterator[Arrays]:
+    """This rank's equal batches; notes in `position` what they consume, the moment they are handed out.
+
+    Args:
+        shard: the rank's ray.data iterator.
+
+    Raises:
+        DataError: the stream ended, since the shards hold far less than their sizes promised.
+    """
+    blocks = (
+        block
+        for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        if len(block["uid"])
+    )
+    started_from = len(position.complete)  # another draw after a resume than at the start, the same for the same resume
+    rng = np.random.default_rng((cfg.train.seed, rank, started_from))
+    local_batch = cfg.train.global_batch // cfg.train.workers
+    for batch in mixed_batches(blocks, batch=local_batch, hold=cfg.data.shuffle_buffer, rng=rng):
+        position.take(batch["uid"], batch["entry_rows"])
+        yield batch
+    raise DataError(
+        "The stream of training samples ended before train.steps were taken: data.train holds far fewer samples than "
+        "the sizes of its shards promised. Rerun the same command to go on, or check the shards."
+    )

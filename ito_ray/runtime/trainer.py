@@ -1,0 +1,143 @@
+"""Launch or resume the TorchTrainer, draw progress, and pass rank 0's metrics on to the tracked run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.data import ExecutionOptions, ExecutionResources
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ito_ray.config.schema import Config
+from ito_ray.data.tally import Tally
+from ito_ray.errors import ClusterError, DataError
+from ito_ray.runtime.launch import Launch, TokenizerFiles
+from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News
+from ito_ray.runtime.preflight import TrainingData
+from ito_ray.runtime.stream import StreamFactory, entries_needed
+from ito_ray.runtime.worker import train_worker
+from ito_ray.training.state import read_state, require_same_run
+
+POLL_SECONDS = 0.5
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves."""
+
+    checkpoint: Path
+    tally: Tally
+
+
+def latest_checkpoint(cfg: Config) -> Path | None:
+    """The checkpoint that rerunning the command would continue from."""
+    run_folder = Path(cfg.output).absolute() / cfg.name
+    if not (run_folder / "checkpoint_manager_snapshot.json").is_file():
+        return None
+    found = ray.train.Result.from_path(str(run_folder)).checkpoint
+    return Path(found.path) if found else None
+
+
+def require_resumable(cfg: Config, newest: Path) -> int:
+    """Steps that the checkpoint has taken.
+
+    Raises:
+        ConfigError: it belongs to another model, method or data set than `cfg`'s.
+    """
+    state = read_state(newest)
+    require_same_run(state, cfg, newest)
+    return state.step
+
+
+def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics) -> Trained:
+    """Train until `train.steps`, from the newest checkpoint if there is one.
+
+    Args:
+        on_metrics: called in this process with (step, metrics) in order.
+
+    Raises:
+        DataError, ConfigError: what the workers found and a user can mend.
+        ClusterError: the workers could not be kept alive.
+    """
+    newest = latest_checkpoint(cfg)
+    if newest:
+        require_resumable(cfg, newest)
+    monitor = Monitor.remote(data.plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
+    ray.get(monitor.committed.remote(str(newest or "")))
+    trainer = _trainer(cfg, data, tokenizer, monitor)
+
+    stop = threading.Event()
+    relay = threading.Thread(target=_relay, args=(monitor, on_metrics, stop), daemon=True)
+    relay.start()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if reason := ray.get(monitor.fatal.remote()):
+            raise DataError(reason) from error
+        raise ClusterError(
+            f"Training failed {cfg.train.max_failures + 1} times and was given up: {_root(error)} Rerun the same "
+            "command to go on from the last checkpoint; --verbose shows Ray's log."
+        ) from error
+    finally:
+        stop.set()
+        relay.join()
+    news: News = ray.get(monitor.drain.remote())
+    if news.fatal:
+        raise DataError(news.fatal)
+    finished = latest_checkpoint(cfg)
+    assert finished is not None, "the loop saves a checkpoint after its last step"
+    return Trained(finished, news.tally)
+
+
+def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle) -> TorchTrainer:
+    count = entries_needed(cfg, data.rows_per_entry)
+
+    stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
+    resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"launch": Launch(cfg, tokenizer, monitor, str(Path.cwd()))},
+        datasets={"train": stream},
+        dataset_config=DataConfig(execution_options=_execution_options(cfg)),
+        scaling_config=ScalingConfig(
+            num_workers=cfg.train.workers, use_gpu=cfg.train.gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=cfg.name,
+            storage_path=str(Path(cfg.output).absolute()),
+            failure_config=FailureConfig(max_failures=cfg.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=cfg.train.keep_checkpoints),
+            callbacks=[CommittedCallback(monitor)],  # type: ignore[list-item]  # Train v2 takes its own kind
+        ),
+    )
+
+
+def _execution_options(cfg: Config) -> ExecutionOptions:
+    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
+    view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
+    blocks_ahead = 2 * ray.cluster_resources()["CPU"] + 4 * cfg.train.workers
+    limit = ExecutionResources(object_store_memory=blocks_ahead * cfg.data.rows_per_task * view_bytes)
+    return ExecutionOptions(preserve_order=True, resource_limits=limit)
+
+
+def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, stop: threading.Event) -> None:
+    """Hand rank 0's metrics to the driver until `stop`, and once more after it."""
+    finished = False
+    while not finished:
+        finished = stop.wait(POLL_SECONDS)
+        for step, metrics in ray.get(monitor.drain.remote()).metrics:
+            on_metrics(step, metrics)
+
+
+def _root(error: BaseException) -> str:
+    """The last line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[-1]

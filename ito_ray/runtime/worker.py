@@ -1,0 +1,96 @@
+"""What runs in every Ray Train worker: build, restore, then hand over to training/loop.py."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ito_ray.config.schema import Config
+from ito_ray.data.position import Position
+from ito_ray.data.tokens import load_tokenizer
+from ito_ray.errors import ItoError
+from ito_ray.evaluation.encoder import TowerEncoder
+from ito_ray.evaluation.evaluate import evaluate
+from ito_ray.methods import Method, build_method
+from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.runtime.launch import Launch
+from ito_ray.runtime.stream import rank_batches
+from ito_ray.training import checkpoint, loop
+from ito_ray.training.optimizer import build_optimizer
+from ito_ray.training.state import State, read_state
+
+
+def train_worker(given: dict[str, Any]) -> None:
+    """Ray Train's entry point; `given["launch"]` is a Launch."""
+    launch: Launch = given["launch"]
+    if ray.get(launch.monitor.fatal.remote()):
+        return  # Ray Train restarted us, but what went wrong does not mend itself; the driver tells the user
+    try:
+        _train(launch)
+    except ItoError as error:
+        ray.get(launch.monitor.stop.remote(str(error)))
+        raise
+
+
+def _train(launch: Launch) -> None:
+    cfg = launch.cfg
+    rank = ray.train.get_context().get_world_rank()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(cfg.train.threads)
+    if Path(launch.folder).is_dir():  # Ray Train starts its workers in a folder of their own
+        os.chdir(launch.folder)
+
+    tokenizer = load_tokenizer(launch.tokenizer.folder())
+    torch.manual_seed(cfg.train.seed)
+    method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
+    method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
+    optimizer = build_optimizer(method, cfg.optim)
+
+    step, position = 0, Position()
+    if latest := ray.train.get_checkpoint():
+        with latest.as_directory() as folder:
+            state = read_state(Path(folder))
+            checkpoint.load_method(Path(folder), method)
+            checkpoint.load_optimizer(Path(folder), method, optimizer)
+        step, position = state.step, Position.from_json(state.position)
+    model: nn.Module = ray.train.torch.prepare_model(method)
+
+    def report(done: int, metrics: dict[str, float]) -> None:
+        launch.monitor.log.remote(done, {f"train/{name}": value for name, value in metrics.items()})
+
+    def run_evaluation(done: int) -> None:
+        encoder = TowerEncoder(method.encoder, tokenizer, device, cfg.eval.batch)
+        metrics = evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics()
+        launch.monitor.log.remote(done, {f"eval/{name}": value for name, value in metrics.items()})
+
+    def save(done: int) -> None:
+        _save(done, cfg, method, optimizer, position)
+
+    batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
+    hooks = loop.Hooks(report, run_evaluation, save)
+    loop.train(cfg, model, method, optimizer, batches, device, hooks, first_step=step)
+
+
+def _save(done: int, cfg: Config, method: Method, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Merge all ranks' positions and let rank 0 write; Ray Train moves the folder to the run's storage."""
+    taken = [position.local]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        taken = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(taken, position.local)
+    position.merge(taken)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = None
+        if ray.train.get_context().get_world_rank() == 0:
+            state = State(done, position.to_json(), cfg.model_dump(mode="json"))
+            checkpoint.save(Path(folder), method, optimizer, state)
+            kept = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": done}, checkpoint=kept, checkpoint_dir_name=f"step-{done:08d}")

@@ -1,0 +1,208 @@
+"""The whole pipeline in a few minutes on a laptop: `make demo`, or `python -m pipelines.demo`."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+
+from ito_ray.config.recipes import recipe
+from ito_ray.config.schema import Config
+from ito_ray.data.heldout import HeldoutReader
+from ito_ray.errors import ItoError
+from ito_ray.evaluation.gallery import Hit, Query
+from ito_ray.evaluation.pictures import gallery_png
+from ito_ray.runtime import job
+from ito_ray.runtime.console import Stages
+from pipelines.prepare import Icons, prepare_icons
+
+FOLDER = Path("demo")
+QUERIES = ("a heart", "a musical note", "a shopping cart")
+ANSWERS = 5
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw icons, train on them, export, evaluate, register, and use the registered model.
+
+    Everything stays in the folder demo/: no server, no account, no download. Running it again resumes an interrupted
+    run; after a finished one it only repeats what follows training (remove demo/runs to train afresh).
+
+    For instance `python -m pipelines.demo` (minutes) or `python -m pipelines.demo --recipe icons_cpu_long` (an hour).
+    """
+
+    recipe: str = "icons_cpu"
+    """icons_cpu or icons_cpu_long."""
+    verbose: bool = False
+    """Let Ray's own log lines through."""
+
+
+class PeakMemory(threading.Thread):
+    """Largest memory of this process and its children, sampled every second.
+
+    Shared pages count once (Linux's proportional set size); elsewhere resident sizes are added up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.megabytes = 0.0
+
+    def run(self) -> None:
+        """Sample until the process ends."""
+        while True:
+            self.megabytes = max(self.megabytes, _memory() / 1e6)
+            time.sleep(1.0)
+
+
+def _memory() -> float:
+    this = psutil.Process()
+    total = 0.0
+    for process in [this, *this.children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss if platform.system() == "Linux" else process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def run(options: Demo, console: Console) -> None:
+    """The demo from top to bottom.
+
+    Raises:
+        ItoError: anything that a user can mend.
+    """
+    started = time.perf_counter()
+    memory = PeakMemory()
+    memory.start()
+    cfg = recipe(options.recipe)
+
+    console.print("[bold]▸ Draw the icons[/bold]")
+    made = prepare_icons(Icons(out=FOLDER / "data"))
+    console.print("    " + ("done" if made else "demo/data already holds them"))
+
+    stages = Stages(console, job.STAGES)
+    outcome = job.run(cfg, recipe=options.recipe, stages=stages, verbose=options.verbose)
+    answers = _use(cfg, outcome, console)
+    summary = _summary(outcome, stages.seconds, time.perf_counter() - started, memory.megabytes)
+    path = FOLDER / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console.print()
+    for label, where in (
+        ("Numbers", path),
+        ("Answers", answers),
+        ("Gallery", outcome.page),
+        ("Next", f"mlflow ui --backend-store-uri {outcome.run.store.uri}"),
+    ):
+        console.print(f"{label:8} {where}", soft_wrap=True)
+
+
+def _use(cfg: Config, outcome: job.Outcome, console: Console) -> Path:
+    """The two lines that a user needs: printed, run, and asked for icons of an artist that the model never saw."""
+    from ito_ray.evaluation.encoder import FolderEncoder
+    from ito_ray.tracking.registry import load
+
+    uri = outcome.registered.uri
+    console.print("[bold]▸ Use it: all that anybody needs, without this package[/bold]")
+    console.print(f'    mlflow.pyfunc.load_model("{uri}")', soft_wrap=True)
+    console.print(f'    SentenceTransformer("{_short(outcome.encoder)}")', soft_wrap=True)
+    registered, encoder = load(uri, outcome.run.store), FolderEncoder(outcome.encoder)
+
+    patterns = cfg.eval.zero_shot
+    pictures = list(HeldoutReader(patterns, cfg.data.columns, max_pixels=cfg.data.max_pixels, field="eval.zero_shot"))
+    image_ND = _predict(registered, pd.DataFrame({"image": [_png(one.image) for one in pictures]}))
+    text_QD = _predict(registered, pd.DataFrame({"text": list(QUERIES)}))
+    difference = np.abs(text_QD - encoder.encode_texts(QUERIES)).max()
+    console.print(f"    both give the same embeddings (largest difference {difference:.1e})")
+
+    answers = []
+    for text, score_N in zip(QUERIES, text_QD @ image_ND.T, strict=True):
+        best = np.argsort(-score_N)[:ANSWERS].tolist()
+        right_N = [one.meta.get("name") == text.split(" ", 1)[1] for one in pictures]
+        hits = tuple(
+            Hit(_png(pictures[i].image), str(pictures[i].meta.get("name")), float(score_N[i]), right_N[i]) for i in best
+        )
+        rank = 1 + int((score_N > max(score_N[right_N], default=-1.0)).sum())
+        answers.append(Query(text, hits, rank, len(pictures)))
+        console.print(f"    {text} → {', '.join(hit.name for hit in hits)}")
+    return gallery_png(answers, FOLDER / "answers.png")
+
+
+def _predict(model: Any, table: pd.DataFrame) -> NDArray[np.float32]:
+    """Embeddings by MLflow's generic model."""
+    return np.array(model.predict(table)["embedding"].tolist(), np.float32)
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _short(path: Path) -> str:
+    """Relative to the working folder where that is possible, since that is what one types."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _summary(outcome: job.Outcome, seconds: Mapping[str, float], total: float, megabytes: float) -> dict[str, Any]:
+    """What the run measured, under the names that docs and benchmarks use."""
+    metrics, intervals = outcome.report.metrics(), outcome.report.intervals
+    summary: dict[str, Any] = {
+        "heldout_pairs": int(metrics["heldout/pairs"]),
+        "unseen_artist_classes": int(metrics["zero_shot/classes"]),
+        "unseen_artist_images": int(metrics["zero_shot/images"]),
+    }
+    for name, metric in (
+        ("heldout_r1_image_to_text", "heldout/r1_image_to_text"),
+        ("heldout_r1_text_to_image", "heldout/r1_text_to_image"),
+        ("unseen_artist_top1", "zero_shot/top1"),
+        ("unseen_artist_top5", "zero_shot/top5"),
+    ):
+        summary[name] = metrics[metric]
+        summary[f"{name}_ci"] = list(intervals[metric])
+    return summary | {
+        "modality_gap": metrics["geometry/modality_gap"],
+        "samples_per_second": outcome.training.samples_per_second,
+        "data_wait_share": outcome.training.data_wait_share,
+        "train_seconds": outcome.training.seconds,
+        "total_seconds": total,
+        "stage_seconds": dict(seconds),
+        "peak_rss_mb": megabytes,
+        "rows_read": outcome.training.rows_read,
+        "rows_delivered": outcome.training.rows_delivered,
+        "rows_dropped": outcome.training.rows_dropped,
+        "model_uri": outcome.registered.uri,
+        "parity_max_abs_diff": outcome.verified.max_abs_difference,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run the demo; the exit code."""
+    options = tyro.cli(Demo, prog="python -m pipelines.demo", args=arguments)
+    try:
+        run(options, Console(highlight=False))
+    except ItoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command again resumes from the newest checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
