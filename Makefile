@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the main job in a few minutes: data, training, registry, gallery
 	@$(BIN)/python -m pipelines.demo
 
-demo-long: $(STAMP) ## the same for about an hour
+demo-long: $(STAMP) ## the same with eight times as many steps
 	@$(BIN)/python -m pipelines.demo --recipe icons_cpu_long
 
 test: lint       ## what CI runs: formatting, types, import rules, all tests
@@ -44,4 +44,4 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix -q .
 
 clean:           ## remove what the demo and the tests made
-	rm -rf demo/data demo/runs demo/summary.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo/data demo/data_long demo/runs demo/summary.json demo/answers.png .pytest_cache .mypy_cache .ruff_cache

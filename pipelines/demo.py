@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +31,10 @@ from ito_ray.runtime.console import Stages
 from pipelines.prepare import Icons, prepare_icons
 
 FOLDER = Path("demo")
+ICONS = {
+    "icons_cpu": Icons(out=FOLDER / "data"),
+    "icons_cpu_long": Icons(out=FOLDER / "data_long", per_drawing=12),
+}
 QUERIES = ("a heart", "a musical note", "a shopping cart")
 ANSWERS = 5
 
@@ -46,17 +49,14 @@ class Demo:
     For instance `python -m pipelines.demo` (minutes) or `python -m pipelines.demo --recipe icons_cpu_long` (an hour).
     """
 
-    recipe: str = "icons_cpu"
-    """icons_cpu or icons_cpu_long."""
+    recipe: Literal["icons_cpu", "icons_cpu_long"] = "icons_cpu"
+    """How long."""
     verbose: bool = False
     """Let Ray's own log lines through."""
 
 
 class PeakMemory(threading.Thread):
-    """Largest memory of this process and its children, sampled every second.
-
-    Shared pages count once (Linux's proportional set size); elsewhere resident sizes are added up.
-    """
+    """Largest memory of this process and its children, sampled every two seconds; shared pages count once."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -66,18 +66,21 @@ class PeakMemory(threading.Thread):
         """Sample until the process ends."""
         while True:
             self.megabytes = max(self.megabytes, _memory() / 1e6)
-            time.sleep(1.0)
+            time.sleep(2.0)
 
 
 def _memory() -> float:
+    """Private pages of all, and the largest shared part of any: Ray's object store and the libraries' code."""
     this = psutil.Process()
-    total = 0.0
+    private, shared = 0.0, 0.0
     for process in [this, *this.children(recursive=True)]:
         try:
-            total += process.memory_full_info().pss if platform.system() == "Linux" else process.memory_info().rss
+            used = process.memory_info()
         except psutil.Error:
-            continue
-    return total
+            continue  # ended meanwhile
+        part = getattr(used, "shared", 0)
+        private, shared = private + used.rss - part, max(shared, part)
+    return private + shared
 
 
 def run(options: Demo, console: Console) -> None:
@@ -92,8 +95,9 @@ def run(options: Demo, console: Console) -> None:
     cfg = recipe(options.recipe)
 
     console.print("[bold]▸ Draw the icons[/bold]")
-    made = prepare_icons(Icons(out=FOLDER / "data"))
-    console.print("    " + ("done" if made else "demo/data already holds them"))
+    icons = ICONS[options.recipe]
+    made = prepare_icons(icons)
+    console.print(f"    {icons.out}" + ("" if made else " already holds them"))
 
     stages = Stages(console, job.STAGES)
     outcome = job.run(cfg, recipe=options.recipe, stages=stages, verbose=options.verbose)

@@ -8,10 +8,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """bfloat16 and float16 become float32; float32 and float64 stay."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+from ito_ray.models.precision import at_least_float32
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ito_ray.config.schema import ModelConfig
 from ito_ray.models.image_tower import ImageTower
+from ito_ray.models.precision import at_least_float32
 from ito_ray.models.text_tower import TextTower
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -22,7 +23,7 @@ MAX_LOGIT_SCALE = math.log(100)
 
 def unit(embedding_BD: Tensor) -> Tensor:
     """L2-normalised, in at least float32."""
-    return F.normalize(embedding_BD.to(torch.promote_types(embedding_BD.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_float32(embedding_BD), dim=-1)
 
 
 class DualEncoder(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ito_ray.config.schema import FusionConfig
 from ito_ray.models.image_tower import ImageFeatures, ImageTower
+from ito_ray.models.precision import at_least_float32
 from ito_ray.models.text_tower import TextFeatures, TextTower
 
 
@@ -30,6 +31,43 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     row = along(rows)[:, None].expand(rows, columns, -1)
     column = along(columns)[None].expand(rows, columns, -1)
     return torch.cat([row, column], dim=-1).reshape(rows * columns, width)
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block, bidirectional, no dropout.
+
+    Args:
+        width: D.
+        heads: must divide D.
+        mlp_ratio: hidden width of the MLP over D.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, int(mlp_ratio * width)), nn.GELU(), nn.Linear(int(mlp_ratio * width), width)
+        )
+
+    def forward(self, tokens_BSD: Tensor, valid_BS: Tensor, rows: int | None = None) -> Tensor:
+        """The first `rows` rows of the block's output (all by default); keys are every valid token."""
+        normed_BSD = self.norm_attention(tokens_BSD)
+        query_BRD = self.query(normed_BSD[:, :rows])
+        key_BSD, value_BSD = self.key_value(normed_BSD).chunk(2, dim=-1)
+        attended_BHRE = F.scaled_dot_product_attention(
+            *(self._by_head(part) for part in (query_BRD, key_BSD, value_BSD)), attn_mask=valid_BS[:, None, None]
+        )
+        tokens_BRD = tokens_BSD[:, :rows] + self.out(attended_BHRE.transpose(1, 2).flatten(2))
+        mixed_BRD: Tensor = tokens_BRD + self.mlp(self.norm_mlp(tokens_BRD))
+        return mixed_BRD
+
+    def _by_head(self, tokens_BSD: Tensor) -> Tensor:
+        return tokens_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Fusion(nn.Module):
@@ -54,18 +92,7 @@ class Fusion(nn.Module):
         self.text_positions = nn.Parameter(torch.empty(context, embed_dim).normal_(std=0.02))
         if cfg.readout == "token":
             self.readout_token = nn.Parameter(torch.empty(embed_dim).normal_(std=0.02))
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                embed_dim,
-                cfg.heads,
-                dim_feedforward=int(cfg.mlp_ratio * embed_dim),
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(cfg.layers)
-        )
+        self.blocks = nn.ModuleList(Block(embed_dim, cfg.heads, cfg.mlp_ratio) for _ in range(cfg.layers))
         self.norm = nn.LayerNorm(embed_dim)
 
     def image_sequence(self, tower: ImageTower, features: ImageFeatures) -> Tensor:
@@ -84,19 +111,27 @@ class Fusion(nn.Module):
         return tokens_BTD + self.text_positions[: tokens_BTD.shape[1]].to(tokens_BTD)
 
     def forward(self, image_BND: Tensor, text_BTD: Tensor, valid_BT: Tensor) -> Tensor:
-        """Fuse each pair: (B,D). Padding is masked as keys; what its queries compute is never read."""
-        sequence_BSD = torch.cat([image_BND, text_BTD], dim=1)
-        valid_BS = F.pad(valid_BT, (image_BND.shape[1], 0), value=True)
-        if self.readout == "token":
-            token_B1D = self.readout_token.to(sequence_BSD).expand(len(sequence_BSD), 1, -1)
-            sequence_BSD = torch.cat([token_B1D, sequence_BSD], dim=1)
-            valid_BS = F.pad(valid_BS, (1, 0), value=True)
-        for block in self.blocks:
-            sequence_BSD = block(sequence_BSD, src_key_padding_mask=~valid_BS)
-        sequence_BSD = self.norm(sequence_BSD)
-        if self.readout == "mean":
-            weight_BS1 = valid_BS[..., None].to(sequence_BSD.dtype)
-            fused_BD = (sequence_BSD * weight_BS1).sum(1) / weight_BS1.sum(1)
-        else:
-            fused_BD = sequence_BSD[:, 0]
-        return F.normalize(fused_BD.to(torch.promote_types(fused_BD.dtype, torch.float32)), dim=-1)
+        """Fuse each pair: (B,D), L2-normalised, at least float32.
+
+        Padding is masked as keys. The last block computes only the rows that the read-out reads.
+        """
+        device = image_BND.device.type
+        # On CPUs bfloat16 made these small matrix products twice as slow (docs/log.md).
+        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+            sequence_BSD = torch.cat([image_BND, text_BTD], dim=1)
+            if device == "cpu":
+                sequence_BSD = at_least_float32(sequence_BSD)
+            valid_BS = F.pad(valid_BT, (image_BND.shape[1], 0), value=True)
+            if self.readout == "token":
+                token_B1D = self.readout_token.to(sequence_BSD).expand(len(sequence_BSD), 1, -1)
+                sequence_BSD = torch.cat([token_B1D, sequence_BSD], dim=1)
+                valid_BS = F.pad(valid_BS, (1, 0), value=True)
+            for block in self.blocks[:-1]:
+                sequence_BSD = block(sequence_BSD, valid_BS)
+            if self.readout == "mean":
+                sequence_BSD = self.norm(self.blocks[-1](sequence_BSD, valid_BS))
+                weight_BS1 = valid_BS[..., None].to(sequence_BSD.dtype)
+                fused_BD = (sequence_BSD * weight_BS1).sum(1) / weight_BS1.sum(1)
+            else:
+                fused_BD = self.norm(self.blocks[-1](sequence_BSD, valid_BS, rows=1))[:, 0]
+            return F.normalize(at_least_float32(fused_BD), dim=-1)

@@ -33,7 +33,7 @@ class IconPlan:
 
     seed: int = 0
     names: Names = "shared"
-    per_drawing: int = 6
+    per_drawing: int = 4
     heldout: int = 1500
     unseen_per_class: int = 3
     placement: Placement = field(default_factory=Placement)

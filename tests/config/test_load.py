@@ -1,0 +1,124 @@
+"""Recipe, YAML and command line: what is said last counts, what nobody knows is refused with the nearest named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ito_ray.config.load import overlay, parse, to_yaml
+from ito_ray.config.recipes import RECIPES, recipe
+from ito_ray.config.schema import Config
+from ito_ray.errors import ConfigError
+
+
+def _parse(*args: str) -> Config:
+    return parse(args, prog="test", description="Test.")[0]
+
+
+def test_command_line_over_yaml_over_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {steps: 77, seed: 5}\nmethod: {fusion_weight: 4}\n")
+    cfg = _parse("--recipe", "icons_cpu", "--config", str(path), "--train.steps", "99")
+    base = recipe("icons_cpu")
+    assert (cfg.train.steps, cfg.train.seed, cfg.method.fusion_weight) == (99, 5, 4.0)
+    assert cfg.model == base.model
+    assert cfg.train.global_batch == base.train.global_batch
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_yaml(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "printed.yaml"
+    path.write_text(to_yaml(recipe(name)))
+    assert _parse("--config", str(path)) == recipe(name)
+
+
+def test_the_papers_recipes_differ_where_the_paper_says() -> None:
+    cc12m, yfcc = recipe("cc12m_vitb16"), recipe("yfcc15m_vitb16")
+    assert (cc12m.train.global_batch, cc12m.optim.lr) == (2048, 1e-3)
+    assert (yfcc.train.global_batch, yfcc.optim.lr) == (4096, 3e-3)
+    assert (cc12m.optim.weight_decay, cc12m.optim.betas, cc12m.optim.eps) == (0.1, (0.9, 0.98), 1e-6)
+    assert cc12m.optim.warmup_steps == 10_000
+    assert yfcc.model == cc12m.model
+
+
+def test_tuples_and_json_from_the_command_line() -> None:
+    cfg = _parse("--data.train", "a.tar", "b.tar", "--model.image.kwargs", '{"depth": 3}')
+    assert cfg.data.train == ("a.tar", "b.tar")
+    assert cfg.model.image.kwargs == {"depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: {stepz: 3}", "train.stepz is not a field. Did you mean train.steps?"),
+        ("modell: {}", "modell is not a field. Did you mean model?"),
+        ("method: {fusion_wieght: 3}", "Did you mean method.fusion_weight?"),
+        ("train: {steps: many}", "train.steps='many'"),
+        ("train: {steps: -1}", "train.steps=-1"),
+        ("- a\n- b", "must hold sections"),
+        ("train: [", "is not YAML"),
+    ],
+)
+def test_bad_yaml_is_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        _parse("--config", str(path))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_recipe_and_missing_file() -> None:
+    with pytest.raises(ConfigError, match="Did you mean icons_cpu"):
+        _parse("--recipe", "icon_cpu")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        _parse("--config", "no/such.yaml")
+
+
+def test_unknown_option_exits_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        _parse("--train.stepz", "3")
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert "--train.steps" in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train": {"global_batch": 10, "workers": 4}}, "not divisible by train.workers=4"),
+        ({"method": {"name": "clip"}}, "data.views.count=2"),
+        ({"data": {"views": {"count": 1}}}, "needs a second fused vector"),
+        ({"method": {"alignment_weights": [1.0]}}, "has 1 values"),
+        ({"method": {"alignment_weights": [0.0, 0.0]}}, "are all 0"),
+        ({"method": {"fusion": {"heads": 7}}}, "not divisible by method.fusion.heads=7"),
+        ({"model": {"text": {"heads": 7}}}, "not divisible by model.text.heads=7"),
+        ({"model": {"text": {"kind": "pretrained"}}}, "model.text.source is empty"),
+        ({"data": {"views": {"crop_scale": [0.9, 0.5]}}}, "crop_scale"),
+        ({"optim": {"warmup_steps": 10**9}}, "leaves nothing of train.steps"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        overlay(Config(), changes, source="test")
+    assert says in str(error.value)
+
+
+def test_printed_config_is_yaml_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines.train import main
+
+    assert main(["--recipe", "icons_cpu", "--print-config", "--name", "x"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert Config.model_validate(printed) == recipe("icons_cpu").model_copy(update={"name": "x"})
+
+
+def test_a_users_mistake_shows_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines.train import main
+
+    assert main(["--train.global-batch", "33", "--train.workers", "2"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err

@@ -1,0 +1,146 @@
+"""The loop, without Ray: same seed same curve, resumed equals undisturbed, schedule and groups as documented."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ito_ray.config.schema import Config, OptimConfig
+from ito_ray.errors import ConfigError
+from ito_ray.methods import Method
+from ito_ray.training import checkpoint, loop
+from ito_ray.training.optimizer import build_optimizer, learning_rate
+from ito_ray.training.state import State, read_state, require_same_run
+from tests.tiny import CONTEXT, SIZE, VOCABULARY, tiny_config, tiny_method
+
+GOLDEN = Path(__file__).parent / "golden_curve.json"
+STEPS = 30
+
+
+def _config(**train: object) -> Config:
+    return tiny_config(train={"steps": STEPS, "log_every": 1, "checkpoint_every": 10, **train})
+
+
+def _batches(cfg: Config, first_step: int = 0) -> Iterator[loop.Arrays]:
+    """Pictures whose colour is the first word: something to learn, a pure function of the step."""
+    step = first_step
+    while True:
+        rng = np.random.default_rng((7, step))
+        pairs, views = cfg.train.global_batch, cfg.data.views.count
+        word = rng.integers(4, VOCABULARY, pairs)
+        noise = rng.integers(0, 40, (pairs, views, SIZE, SIZE, 3))
+        views_BVHWC = (noise + 5 * word[:, None, None, None, None]).clip(0, 255).astype(np.uint8)
+        lengths = rng.integers(3, CONTEXT, (pairs, 1)).astype(np.int32)
+        ids = np.broadcast_to(word[:, None, None], (pairs, 1, CONTEXT)).astype(np.int32)
+        yield {"views": views_BVHWC, "ids": ids, "lengths": lengths}
+        step += 1
+
+
+def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> list[dict[str, float]]:
+    """Losses by step; checkpoints go to `folder`. `stop_after` raises after that checkpoint, like a kill."""
+    torch.set_num_threads(1)
+    method: Method = tiny_method(cfg).float()
+    optimizer = build_optimizer(method, cfg.optim)
+    first = 0
+    if resume:
+        checkpoint.load_method(folder, method)
+        checkpoint.load_optimizer(folder, method, optimizer)
+        first = read_state(folder).step
+    curve: list[dict[str, float]] = []
+
+    def save(done: int) -> None:
+        checkpoint.save(folder, method, optimizer, State(done, {}, cfg.model_dump(mode="json")))
+        if done == stop_after:
+            raise KeyboardInterrupt
+
+    hooks = loop.Hooks(lambda _, metrics: curve.append(metrics), lambda _: None, save)
+    loop.train(cfg, method, method, optimizer, _batches(cfg, first), torch.device("cpu"), hooks, first)
+    return curve
+
+
+def test_golden_curve(tmp_path: Path) -> None:
+    """The first 30 steps, to 1e-4. A change of the science changes it on purpose: rerun with the values it prints."""
+    curve = [metrics["loss/total"] for metrics in _train(_config(), tmp_path)]
+    golden = json.loads(GOLDEN.read_text())
+    assert curve == pytest.approx(golden, abs=1e-4), json.dumps([round(loss, 6) for loss in curve])
+    assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.5, "it learns"
+
+
+def test_resumed_equals_undisturbed(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole.mkdir()
+    part.mkdir()
+    cfg = _config()
+    straight = _train(cfg, whole)
+    with pytest.raises(KeyboardInterrupt):
+        _train(cfg, part, stop_after=20)
+    resumed = _train(cfg, part, resume=True)
+    assert [m["loss/total"] for m in resumed] == [m["loss/total"] for m in straight[20:]]
+    for name in ("method.safetensors", "optimizer.safetensors"):
+        one, other = load_file(whole / name), load_file(part / name)
+        assert set(one) == set(other)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_logged_terms_add_up(tmp_path: Path) -> None:
+    for metrics in _train(_config(), tmp_path):
+        assert metrics["loss/total"] == pytest.approx(metrics["loss/align"] + 2.0 * metrics["loss/fusion"], rel=1e-5)
+        assert 1.0 <= metrics["logit_scale"] <= 100.0
+        assert 0.0 <= metrics["data_wait_share"] <= 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path: Path) -> None:
+    cfg = tiny_config(train={"steps": STEPS, "log_every": 1}, optim={"lr": 1e12, "warmup_steps": 0})
+    with pytest.raises(ConfigError, match=r"lower optim\.lr=1e\+12"):
+        _train(cfg, tmp_path)
+
+
+def test_checkpoint_folder_holds_no_pickle(tmp_path: Path) -> None:
+    _train(_config(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "method.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+
+
+def test_schedule_is_warm_up_then_cosine() -> None:
+    cfg = OptimConfig(lr=2.0, warmup_steps=10)
+    rates = [learning_rate(step, 110, cfg) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[109] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_no_decay_on_norms_biases_positions_and_scale() -> None:
+    method = tiny_method(tiny_config())
+    decayed, plain = build_optimizer(method, OptimConfig(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    plain_names = {names[id(parameter)] for parameter in plain["params"]}
+    assert decayed_names | plain_names == set(names.values())
+    for name in (
+        "encoder.logit_scale",
+        "encoder.image.net.pos_embed",
+        "encoder.image.net.cls_token",
+        "fusion.norm.weight",
+    ):
+        assert name in plain_names, name
+    assert not any("bias" in name or "norm" in name.lower() for name in decayed_names)
+    assert "encoder.image.proj.weight" in decayed_names
+
+
+def test_another_model_is_not_resumed(tmp_path: Path) -> None:
+    cfg = _config()
+    state = State(10, {}, cfg.model_dump(mode="json"))
+    require_same_run(state, tiny_config(train={"steps": 99, "log_every": 5}, optim={"lr": 5e-4}), tmp_path)
+    with pytest.raises(ConfigError, match=r"method\.fusion_weight=7"):
+        require_same_run(state, tiny_config(method={"fusion_weight": 7.0}), tmp_path)
