@@ -35,7 +35,8 @@ ICONS = {
     "icons_cpu": Icons(out=FOLDER / "data"),
     "icons_cpu_long": Icons(out=FOLDER / "data_long", per_drawing=12),
 }
-QUERIES = ("a heart", "a musical note", "a shopping cart")
+QUERIES = ("heart", "umbrella", "a yellow star on a blue background")
+THINGS = ("heart", "umbrella", "star")
 ANSWERS = 5
 
 
@@ -116,7 +117,7 @@ def run(options: Demo, console: Console) -> None:
 
 
 def _use(cfg: Config, outcome: job.Outcome, console: Console) -> Path:
-    """The two lines that a user needs: printed, run, and asked for icons of an artist that the model never saw."""
+    """The two lines that a user needs: printed, run, and asked for icons among pictures that training never saw."""
     from ito_ray.evaluation.encoder import FolderEncoder
     from ito_ray.tracking.registry import load
 
@@ -126,21 +127,19 @@ def _use(cfg: Config, outcome: job.Outcome, console: Console) -> Path:
     console.print(f'    SentenceTransformer("{_short(outcome.encoder)}")', soft_wrap=True)
     registered, encoder = load(uri, outcome.run.store), FolderEncoder(outcome.encoder)
 
-    patterns = cfg.eval.zero_shot
-    pictures = list(HeldoutReader(patterns, cfg.data.columns, max_pixels=cfg.data.max_pixels, field="eval.zero_shot"))
+    patterns = cfg.data.heldout
+    pictures = list(HeldoutReader(patterns, cfg.data.columns, max_pixels=cfg.data.max_pixels, field="data.heldout"))
     image_ND = _predict(registered, pd.DataFrame({"image": [_png(one.image) for one in pictures]}))
     text_QD = _predict(registered, pd.DataFrame({"text": list(QUERIES)}))
     difference = np.abs(text_QD - encoder.encode_texts(QUERIES)).max()
     console.print(f"    both give the same embeddings (largest difference {difference:.1e})")
 
     answers = []
-    for text, score_N in zip(QUERIES, text_QD @ image_ND.T, strict=True):
+    for text, thing, score_N in zip(QUERIES, THINGS, text_QD @ image_ND.T, strict=True):
         best = np.argsort(-score_N)[:ANSWERS].tolist()
-        right_N = [one.meta.get("name") == text.split(" ", 1)[1] for one in pictures]
-        hits = tuple(
-            Hit(_png(pictures[i].image), str(pictures[i].meta.get("name")), float(score_N[i]), right_N[i]) for i in best
-        )
-        rank = 1 + int((score_N > max(score_N[right_N], default=-1.0)).sum())
+        right_N = [one.meta["name"] == thing for one in pictures]
+        hits = tuple(Hit(_png(pictures[i].image), pictures[i].captions[0], float(score_N[i]), right_N[i]) for i in best)
+        rank = 1 + int((score_N > score_N[right_N].max()).sum())
         answers.append(Query(text, hits, rank, len(pictures)))
         console.print(f"    {text} → {', '.join(hit.name for hit in hits)}")
     return gallery_png(answers, FOLDER / "answers.png")

@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = prepare_icons(options)
     except ItoError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     _report(options.out, made, time.perf_counter() - start)
     return 0
 

@@ -38,7 +38,11 @@ class Position:
             entry_rows: int (B,), how many rows the sample's entry delivers in all.
         """
         for uid, rows in zip(uids.tolist(), entry_rows.tolist(), strict=True):
-            self.local.setdefault(uid >> ROW_BITS, (rows, set()))[1].add(uid & ((1 << ROW_BITS) - 1))
+            entry, row = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
+            assert entry not in self.complete and row not in self.open.get(entry, (0, ()))[1], "taken before"
+            taken = self.local.setdefault(entry, (rows, set()))[1]
+            assert row not in taken, "taken twice"
+            taken.add(row)
 
     def merge(self, taken_by_ranks: Iterable[Taken]) -> None:
         """Add what every rank took (this one's `local` among them) and forget `local`."""

@@ -59,15 +59,14 @@ class Block(nn.Module):
         normed_BSD = self.norm_attention(tokens_BSD)
         query_BRD = self.query(normed_BSD[:, :rows])
         key_BSD, value_BSD = self.key_value(normed_BSD).chunk(2, dim=-1)
-        attended_BHRE = F.scaled_dot_product_attention(
-            *(self._by_head(part) for part in (query_BRD, key_BSD, value_BSD)), attn_mask=valid_BS[:, None, None]
-        )
+        query, key, value = (self._by_head(part) for part in (query_BRD, key_BSD, value_BSD))
+        attended_BHRE = F.scaled_dot_product_attention(query, key, value, attn_mask=valid_BS[:, None, None])
         tokens_BRD = tokens_BSD[:, :rows] + self.out(attended_BHRE.transpose(1, 2).flatten(2))
         mixed_BRD: Tensor = tokens_BRD + self.mlp(self.norm_mlp(tokens_BRD))
         return mixed_BRD
 
     def _by_head(self, tokens_BSD: Tensor) -> Tensor:
-        return tokens_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(tokens_BSD, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class Fusion(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from ito_ray.config.schema import Config
 from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
@@ -24,7 +25,7 @@ from ito_ray.runtime import cluster, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
-from ito_ray.tracking.registry import Registered, register
+from ito_ray.tracking.registry import Registered, find, register
 from ito_ray.tracking.run import TrackedRun, open_run
 from ito_ray.training import checkpoint
 
@@ -74,6 +75,8 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
     Raises:
         ItoError: anything that a user can mend.
     """
+    if not verbose:
+        disable_progress_bar()  # one for each weight file that is opened
     folder = Path(cfg.output).absolute() / cfg.name
     with stages.stage("Check data, model and cluster"):
         data = preflight.plan_data(cfg)
@@ -195,6 +198,10 @@ def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: Tracke
 
 
 def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str) -> Registered:
+    """A new version under the alias, unless the alias has this very encoder already: running the job again is safe."""
+    name, alias = cfg.tracking.model_name, cfg.tracking.alias
+    if known := find(verified.digest, store=tracked.store, model_name=name, alias=alias):
+        return known
     tags = {
         "ito.data_digest": digest,
         "ito.method": cfg.method.name,
@@ -206,8 +213,8 @@ def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedR
         verified,
         store=tracked.store,
         experiment=cfg.tracking.experiment,
-        model_name=cfg.tracking.model_name,
-        alias=cfg.tracking.alias,
+        model_name=name,
+        alias=alias,
         run=tracked,
         step=cfg.train.steps,
         metrics={f"final/{name}": value for name, value in report.metrics().items()},

@@ -34,6 +34,7 @@ from ito_ray.tracking.run import Store, TrackedRun, open_client, open_experiment
 ENCODER = "encoder"
 SERVING = {"batch_size": 32, "max_image_bytes": 20_000_000, "max_image_pixels": 64_000_000}
 REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
+SHA256 = "ito.sha256"
 RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe")
 
 
@@ -120,6 +121,17 @@ def register(
         version = _new_version(client, model, model_name, run, all_tags)
         client.set_registered_model_alias(model_name, alias, version)
     return Registered(f"models:/{model_name}@{alias}", model_name, version, model.model_id)
+
+
+def find(digest: str, *, store: Store, model_name: str, alias: str) -> Registered | None:
+    """What the alias points to, if it is the very folder with this digest: then there is nothing to register."""
+    try:
+        version = open_client(store).get_model_version_by_alias(model_name, alias)
+    except MlflowException:
+        return None  # no such model or alias yet
+    if version.tags.get(SHA256) != digest:
+        return None
+    return Registered(f"models:/{model_name}@{alias}", model_name, str(version.version), str(version.model_id))
 
 
 def load(uri: str, store: Store | None = None) -> PyFuncModel:
@@ -227,7 +239,7 @@ def _run_tags(run: TrackedRun | None) -> dict[str, str]:
 
 
 def _evidence(verified: Verified) -> dict[str, str]:
-    return {"ito.sha256": verified.digest, "ito.parity": f"{verified.max_abs_difference:.3g}"}
+    return {SHA256: verified.digest, "ito.parity": f"{verified.max_abs_difference:.3g}"}
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def test_too_many_heldout_pairs_are_refused(catalogue: Catalogue) -> None:
 
 def test_the_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "x"
-    assert main(["icons", "--out", str(out), "--per-drawing", "0"]) == 1
+    assert main(["icons", "--out", str(out), "--per-drawing", "0"]) == 2
     assert "error: per_drawing is 0" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
