@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the main job in a few minutes: data, training, registry, gallery
 	@$(BIN)/python -m pipelines.demo
 
-demo-long: $(STAMP) ## the same with eight times as many steps
+demo-long: $(STAMP) ## the same with five times as many steps
 	@$(BIN)/python -m pipelines.demo --recipe icons_cpu_long
 
 test: lint       ## what CI runs: formatting, types, import rules, all tests

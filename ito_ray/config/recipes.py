@@ -89,13 +89,13 @@ def icons_cpu() -> Config:
             embed_dim=128,
         ),
         method=MethodConfig(name="ito", fusion_weight=2.0, fusion=FusionConfig(layers=2, heads=4)),
-        optim=OptimConfig(lr=3e-3, weight_decay=0.1, warmup_steps=40, grad_clip=1.0),
+        optim=OptimConfig(lr=3e-3, weight_decay=0.1, warmup_steps=100, grad_clip=1.0),
         # Two ranks of one thread: one rank with two threads waits for the one that decodes.
         train=TrainConfig(
-            steps=400, global_batch=128, workers=2, cpus_per_worker=0.5, log_every=10, checkpoint_every=200
+            steps=340, global_batch=128, workers=2, cpus_per_worker=0.5, log_every=10, checkpoint_every=170
         ),
         eval=EvalConfig(
-            every=200,
+            every=170,
             max_samples=500,
             zero_shot=("demo/data/unseen_artist",),
             classes="demo/data/classes.txt",
@@ -105,7 +105,7 @@ def icons_cpu() -> Config:
 
 
 def icons_cpu_long() -> Config:
-    """The demo with eight times as many steps, on three times as many pictures of the same drawings.
+    """The demo with five times as many steps, on three times as many pictures of the same drawings.
 
     python -m pipelines.prepare icons --per-drawing 12 --out demo/data_long
     python -m pipelines.train --recipe icons_cpu_long
@@ -123,7 +123,7 @@ def icons_cpu_long() -> Config:
             "name": "icons_cpu_long",
             "data": base.data.model_copy(update=shards),
             "optim": base.optim.model_copy(update={"warmup_steps": 300}),
-            "train": base.train.model_copy(update={"steps": 3200, "checkpoint_every": 400, "log_every": 20}),
+            "train": base.train.model_copy(update={"steps": 1600, "checkpoint_every": 400, "log_every": 20}),
             "eval": base.eval.model_copy(update={"every": 400, **labelled}),
         }
     )

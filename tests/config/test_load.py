@@ -20,10 +20,10 @@ def _parse(*args: str) -> Config:
 
 def test_command_line_over_yaml_over_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("train: {steps: 77, seed: 5}\nmethod: {fusion_weight: 4}\n")
-    cfg = _parse("--recipe", "icons_cpu", "--config", str(path), "--train.steps", "99")
+    path.write_text("train: {steps: 770, seed: 5}\nmethod: {fusion_weight: 4}\n")
+    cfg = _parse("--recipe", "icons_cpu", "--config", str(path), "--train.steps", "990")
     base = recipe("icons_cpu")
-    assert (cfg.train.steps, cfg.train.seed, cfg.method.fusion_weight) == (99, 5, 4.0)
+    assert (cfg.train.steps, cfg.train.seed, cfg.method.fusion_weight) == (990, 5, 4.0)
     assert cfg.model == base.model
     assert cfg.train.global_batch == base.train.global_batch
 

@@ -22,11 +22,6 @@ SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen_artist")
 TEMPLATES = ("{}",)
 
 
-# A caption is drawn evenly from a sample's list, so the bare name stands in it this many times:
-# colours are learned first and crowd out shapes if every second caption names them.
-NAME_WEIGHT = 3
-
-
 @dataclass(frozen=True)
 class IconPlan:
     """What to make. Counts are pictures; see `pipelines.prepare icons --help` for each field."""
@@ -51,6 +46,8 @@ class Picture:
     key: str
     split: Split
     drawing: Drawing
+    name: str
+    """What it shows: the drawing's own name, or for the unseen artist the class."""
     foreground: str
     background: str
     captions: tuple[str, ...]
@@ -124,7 +121,7 @@ def render_picture(picture: Picture, plan: IconPlan) -> Sample:
     rng = random.Random(f"{plan.seed}/pixels/{picture.key}")
     image = render(drawing, picture.foreground, picture.background, rng, plan.placement)
     meta = {
-        "name": drawing.name,
+        "name": picture.name,
         "family": drawing.family,
         "drawing": drawing.id,
         "style": drawing.style,
@@ -160,7 +157,7 @@ def _plan_heldout(plan: IconPlan, catalogue: Catalogue) -> list[Picture]:
         names = _names_of(drawing, catalogue)
         # The caption that tells the pair from all others comes first: retrieval has one answer.
         captions = tuple(colour_caption(name, front, back) for name in names) + names
-        pictures.append(Picture(key, "heldout", drawing, front, back, captions))
+        pictures.append(Picture(key, "heldout", drawing, drawing.name, front, back, captions))
     if len(pictures) < plan.heldout:
         raise ConfigError(
             f"heldout is {plan.heldout}, but these {len(drawings)} drawings give at most "
@@ -178,9 +175,9 @@ def _plan_train(plan: IconPlan, catalogue: Catalogue, taken: set[tuple[str, str,
         names = _names_of(drawing, catalogue)
         for front, back in rng.choices(free, k=plan.per_drawing):
             coloured = colour_caption(rng.choice(names), front, back)
-            captions = (names[0], coloured, *names[1:], *names[:1] * (NAME_WEIGHT - 1))
+            captions = (names[0], coloured, *names[1:])
             key = f"train-{len(pictures):06d}"
-            pictures.append(Picture(key, "train", drawing, front, back, captions))
+            pictures.append(Picture(key, "train", drawing, drawing.name, front, back, captions))
     return pictures
 
 
@@ -197,7 +194,7 @@ def _plan_unseen(plan: IconPlan, catalogue: Catalogue) -> list[Picture]:
             front, back = rng.choice(pairs)
             captions = (name, colour_caption(name, front, back))
             key = f"unseen-{len(pictures):06d}"
-            pictures.append(Picture(key, "unseen_artist", drawing, front, back, captions))
+            pictures.append(Picture(key, "unseen_artist", drawing, name, front, back, captions))
     return pictures
 
 
