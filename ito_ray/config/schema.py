@@ -212,7 +212,7 @@ class Config(Section):
     name: str = "run"
     """Names the run: its folder under `output`, its MLflow run. The same name again resumes."""
     output: str = "runs"
-    """Where checkpoints, exports and the embedded MLflow live: a folder, or s3:// for checkpoints."""
+    """Folder for checkpoints, exports and the embedded MLflow; on a cluster one that all nodes share."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()

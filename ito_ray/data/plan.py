@@ -5,6 +5,7 @@ The plan is a pure function of (pieces, seed, mix, index): resuming needs the in
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,11 @@ class ShardPlan:
             for (url, total), run in groupby(self.pieces, key=lambda piece: (piece.url, piece.parts))
         ]
         return json.dumps({"version": _VERSION, "seed": self.seed, "mix": self.mix, "shards": shards})
+
+    @property
+    def digest(self) -> str:
+        """Tells plans apart: 16 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @staticmethod
     def from_json(text: str) -> ShardPlan:

@@ -127,7 +127,7 @@ def _train(
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
     newest = trainer.latest_checkpoint(cfg)
-    if newest and record.is_file() and trainer.require_resumable(cfg, newest) >= cfg.train.steps:
+    if newest and record.is_file() and trainer.resumable_state(cfg, data.plan, newest).step >= cfg.train.steps:
         stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
         return newest, Training(**json.loads(record.read_text("utf-8")))
     meter = _Meter()

@@ -42,6 +42,8 @@ class Launch:
     """What the driver gives every worker."""
 
     cfg: Config
+    plan: str
+    """Digest of the shard plan."""
     tokenizer: TokenizerFiles
     monitor: MonitorHandle
     folder: str

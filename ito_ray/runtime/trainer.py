@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from ito_ray.config.schema import Config
+from ito_ray.data.plan import ShardPlan
 from ito_ray.data.tally import Tally
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime.launch import Launch, TokenizerFiles
@@ -21,7 +23,7 @@ from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, N
 from ito_ray.runtime.preflight import TrainingData
 from ito_ray.runtime.stream import StreamFactory, entries_needed
 from ito_ray.runtime.worker import train_worker
-from ito_ray.training.state import read_state, require_same_run
+from ito_ray.training.state import State, read_state, require_same_run
 
 POLL_SECONDS = 0.5
 
@@ -45,15 +47,15 @@ def latest_checkpoint(cfg: Config) -> Path | None:
     return Path(found.path) if found else None
 
 
-def require_resumable(cfg: Config, newest: Path) -> int:
-    """Steps that the checkpoint has taken.
+def resumable_state(cfg: Config, plan: ShardPlan, newest: Path) -> State:
+    """What the checkpoint knows, if `cfg` may go on from it.
 
     Raises:
         ConfigError: it belongs to another model, method or data set than `cfg`'s.
     """
     state = read_state(newest)
-    require_same_run(state, cfg, newest)
-    return state.step
+    require_same_run(state, cfg, plan.digest, newest)
+    return state
 
 
 def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics) -> Trained:
@@ -68,14 +70,15 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
     """
     newest = latest_checkpoint(cfg)
     if newest:
-        require_resumable(cfg, newest)
+        for step, metrics in resumable_state(cfg, data.plan, newest).metrics:
+            on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
     monitor = Monitor.remote(data.plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
     ray.get(monitor.committed.remote(str(newest or "")))
     trainer = _trainer(cfg, data, tokenizer, monitor)
 
     stop = threading.Event()
-    relay = threading.Thread(target=_relay, args=(monitor, on_metrics, stop), daemon=True)
-    relay.start()
+    pool = ThreadPoolExecutor(1)
+    relay = pool.submit(_relay, monitor, on_metrics, stop)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -87,7 +90,8 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
         ) from error
     finally:
         stop.set()
-        relay.join()
+        wait([relay])
+    relay.result()  # raises what on_metrics raised: no metric is lost in silence
     news: News = ray.get(monitor.drain.remote())
     if news.fatal:
         raise DataError(news.fatal)
@@ -103,7 +107,7 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
     resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config={"launch": Launch(cfg, tokenizer, monitor, str(Path.cwd()))},
+        train_loop_config={"launch": Launch(cfg, data.plan.digest, tokenizer, monitor, str(Path.cwd()))},
         datasets={"train": stream},
         dataset_config=DataConfig(execution_options=_execution_options(cfg)),
         scaling_config=ScalingConfig(

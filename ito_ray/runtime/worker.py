@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ito_ray.config.schema import Config
-from ito_ray.data.position import Position
+from ito_ray.data.position import Position, Taken
 from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
 from ito_ray.evaluation.encoder import TowerEncoder
@@ -64,33 +63,44 @@ def _train(launch: Launch) -> None:
         step, position = state.step, Position.from_json(state.position)
     model: nn.Module = ray.train.torch.prepare_model(method)
 
+    unsaved: list[tuple[int, dict[str, float]]] = []
+
+    def log(kind: str, done: int, metrics: dict[str, float]) -> None:
+        unsaved.append((done, {f"{kind}/{name}": value for name, value in metrics.items()}))
+        launch.monitor.log.remote(*unsaved[-1])
+
     def report(done: int, metrics: dict[str, float]) -> None:
-        launch.monitor.log.remote(done, {f"train/{name}": value for name, value in metrics.items()})
+        log("train", done, metrics)
 
     def run_evaluation(done: int) -> None:
         encoder = TowerEncoder(method.encoder, tokenizer, device, cfg.eval.batch)
-        metrics = evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics()
-        launch.monitor.log.remote(done, {f"eval/{name}": value for name, value in metrics.items()})
+        log("eval", done, evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics())
 
     def save(done: int) -> None:
-        _save(done, cfg, method, optimizer, position)
+        position.merge(_of_all_ranks(position.local))
+        config = cfg.model_dump(mode="json")
+        _save(State(done, position.to_json(), config, launch.plan, unsaved), method, optimizer)
+        unsaved.clear()
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
     hooks = loop.Hooks(report, run_evaluation, save)
     loop.train(cfg, model, method, optimizer, batches, device, hooks, first_step=step)
 
 
-def _save(done: int, cfg: Config, method: Method, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Merge all ranks' positions and let rank 0 write; Ray Train moves the folder to the run's storage."""
-    taken = [position.local]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        taken = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(taken, position.local)
-    position.merge(taken)
+def _of_all_ranks(taken: Taken) -> list[Taken]:
+    """Every rank's `taken`, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [taken]
+    gathered: list[Taken] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, taken)
+    return gathered
+
+
+def _save(state: State, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    """Rank 0 writes; Ray Train moves the folder to the run's storage."""
     with tempfile.TemporaryDirectory() as folder:
         kept = None
         if ray.train.get_context().get_world_rank() == 0:
-            state = State(done, position.to_json(), cfg.model_dump(mode="json"))
             checkpoint.save(Path(folder), method, optimizer, state)
             kept = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": done}, checkpoint=kept, checkpoint_dir_name=f"step-{done:08d}")
+        ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=f"step-{state.step:08d}")

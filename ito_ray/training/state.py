@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,15 @@ class State:
     position: dict[str, Any]
     """Which samples of the stream were consumed (data/position.py)."""
     config: dict[str, Any]
+    plan: str
+    """Digest of the shard plan (`ShardPlan.digest`): the position means nothing in another one."""
+    metrics: list[tuple[int, dict[str, float]]]
+    """(step, values) since the checkpoint before: a driver that is killed may not have passed them on."""
 
 
 def write_state(folder: Path, state: State) -> None:
     """Write `state.json`."""
-    document = {"format": FORMAT, "step": state.step, "position": state.position, "config": state.config}
+    document = {"format": FORMAT, **dataclasses.asdict(state)}
     (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
 
 
@@ -42,10 +47,11 @@ def read_state(folder: Path) -> State:
             f"{folder} is a checkpoint of format {document['format']}, but this version reads {FORMAT}: resume with "
             "the version that wrote it, or choose another --name."
         )
-    return State(document["step"], document["position"], document["config"])
+    metrics = [(step, values) for step, values in document["metrics"]]
+    return State(document["step"], document["position"], document["config"], document["plan"], metrics)
 
 
-def require_same_run(state: State, cfg: Config, folder: Path) -> None:
+def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None:
     """Refuse to go on with a checkpoint whose data, model or method are not those of `cfg`.
 
     Steps, learning rate and bookkeeping may change; what the weights mean may not.
@@ -62,3 +68,9 @@ def require_same_run(state: State, cfg: Config, folder: Path) -> None:
                     f"{before!r} and has a checkpoint in {folder}: choose another --name to start afresh, or the old "
                     "value to resume."
                 )
+    if state.plan != plan:
+        raise ConfigError(
+            f"The run {cfg.name!r} has a checkpoint in {folder}, but the shards of data.train, or train.seed, are not "
+            "those it was started with, so its position in the data means nothing now: choose another --name to start "
+            "afresh, or restore the shards to resume."
+        )
