@@ -20,10 +20,10 @@ JUDGE_AFTER_ROWS = 1000
 
 @dataclass
 class News:
-    """What has come in since the last time the driver asked."""
+    """What the driver is told when it asks."""
 
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """(step, values) in order."""
+    """(step, values) in order, of which the driver has not said yet that they are logged."""
     tally: Tally = field(default_factory=Tally)
     """Of the whole run since its start or resume, not only since the last call."""
     fatal: str = ""
@@ -86,10 +86,14 @@ class Monitor:
         """Why the run must stop, or ""."""
         return self._fatal
 
-    def drain(self) -> News:
-        """Everything new; metrics are handed out once."""
-        metrics, self._metrics = self._metrics, []
-        return News(metrics, self._total, self._fatal)
+    def drain(self, logged: int) -> News:
+        """Forget the first `logged` metrics, which the driver has passed on, and hand out the others."""
+        del self._metrics[:logged]
+        return News(self._metrics, self._total, self._fatal)
+
+    def unlogged(self) -> list[tuple[int, dict[str, float]]]:
+        """Metrics that may not have been passed on yet; a checkpoint keeps them."""
+        return self._metrics
 
 
 MonitorHandle = Any

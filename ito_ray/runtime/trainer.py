@@ -92,7 +92,7 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
         stop.set()
         wait([relay])
     relay.result()  # raises what on_metrics raised: no metric is lost in silence
-    news: News = ray.get(monitor.drain.remote())
+    news: News = ray.get(monitor.drain.remote(0))
     if news.fatal:
         raise DataError(news.fatal)
     finished = latest_checkpoint(cfg)
@@ -133,11 +133,13 @@ def _execution_options(cfg: Config) -> ExecutionOptions:
 
 def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, stop: threading.Event) -> None:
     """Hand rank 0's metrics to the driver until `stop`, and once more after it."""
-    finished = False
+    finished, logged = False, 0
     while not finished:
         finished = stop.wait(POLL_SECONDS)
-        for step, metrics in ray.get(monitor.drain.remote()).metrics:
+        news: News = ray.get(monitor.drain.remote(logged))
+        for step, metrics in news.metrics:
             on_metrics(step, metrics)
+        logged = len(news.metrics)
 
 
 def _root(error: BaseException) -> str:

@@ -63,11 +63,8 @@ def _train(launch: Launch) -> None:
         step, position = state.step, Position.from_json(state.position)
     model: nn.Module = ray.train.torch.prepare_model(method)
 
-    unsaved: list[tuple[int, dict[str, float]]] = []
-
     def log(kind: str, done: int, metrics: dict[str, float]) -> None:
-        unsaved.append((done, {f"{kind}/{name}": value for name, value in metrics.items()}))
-        launch.monitor.log.remote(*unsaved[-1])
+        launch.monitor.log.remote(done, {f"{kind}/{name}": value for name, value in metrics.items()})
 
     def report(done: int, metrics: dict[str, float]) -> None:
         log("train", done, metrics)
@@ -78,9 +75,9 @@ def _train(launch: Launch) -> None:
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))
-        config = cfg.model_dump(mode="json")
-        _save(State(done, position.to_json(), config, launch.plan, unsaved), method, optimizer)
-        unsaved.clear()
+        unlogged = ray.get(launch.monitor.unlogged.remote())
+        state = State(done, position.to_json(), cfg.model_dump(mode="json"), launch.plan, unlogged)
+        _save(state, method, optimizer)
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
     hooks = loop.Hooks(report, run_evaluation, save)

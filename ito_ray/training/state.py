@@ -26,7 +26,7 @@ class State:
     plan: str
     """Digest of the shard plan (`ShardPlan.digest`): the position means nothing in another one."""
     metrics: list[tuple[int, dict[str, float]]]
-    """(step, values) since the checkpoint before: a driver that is killed may not have passed them on."""
+    """(step, values) that may not have reached the tracker yet: a driver that is killed takes them with it."""
 
 
 def write_state(folder: Path, state: State) -> None:

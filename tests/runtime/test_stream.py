@@ -92,7 +92,7 @@ def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
     data = plan_data(cfg)
     reader = _reader(cfg, data, tmp_path)
     blocks = _read(reader, Position(), data.plan.entries_per_pass)
-    tally = ray.get(reader.monitor.drain.remote()).tally
+    tally = ray.get(reader.monitor.drain.remote(0)).tally
     assert (tally.read, tally.delivered, tally.dropped) == (43, 40, {"image_unreadable": 3})
     assert sum(len(block["uid"]) for block in blocks) == 40
     assert len(tally.examples["image_unreadable"]) == 2
@@ -115,6 +115,6 @@ def test_a_retried_task_does_not_count_twice(tmp_path: Path) -> None:
     reader = _reader(cfg, plan_data(cfg), tmp_path)
     for _ in range(2):
         reader({"id": np.array([1])})
-    tally = ray.get(reader.monitor.drain.remote()).tally
+    tally = ray.get(reader.monitor.drain.remote(0)).tally
     assert tally.read == tally.delivered > 0
     assert tally.read < 96
