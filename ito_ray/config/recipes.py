@@ -92,10 +92,10 @@ def icons_cpu() -> Config:
         optim=OptimConfig(lr=3e-3, weight_decay=0.1, warmup_steps=100, grad_clip=1.0),
         # Two ranks of one thread: one rank with two threads waits for the one that decodes.
         train=TrainConfig(
-            steps=340, global_batch=128, workers=2, cpus_per_worker=0.5, log_every=10, checkpoint_every=170
+            steps=310, global_batch=128, workers=2, cpus_per_worker=0.5, log_every=10, checkpoint_every=100
         ),
         eval=EvalConfig(
-            every=170,
+            every=0,
             max_samples=500,
             zero_shot=("demo/data/unseen_artist",),
             classes="demo/data/classes.txt",
