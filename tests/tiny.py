@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +12,21 @@ from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
 from ito_ray.methods import Batch, Method, build_method
 from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.training.step import MakeBatch
 
 SIZE, CONTEXT, VOCABULARY = 16, 12, 40
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "clip": {"method": {"name": "clip"}, "data": {"views": {"count": 1}}},
+    "siglip": {"method": {"name": "siglip"}, "data": {"views": {"count": 1}}},
+    "ito": {},
+    "ito_three_views_two_captions": {"data": {"views": {"count": 3}, "captions": 2}},
+    "ito_alignment_only": {"method": {"fusion_weight": 0.0}},
+    "ito_weighted": {"method": {"alignment_weights": [0.5, 2.0], "fusion": {"readout": "mean"}}},
+}
+"""Every method, and ITO's variants, as changes of `tiny_config`."""
 
 
 class Vocabulary:
@@ -63,3 +77,14 @@ def random_batch(pairs: int, views: int = 2, captions: int = 1, seed: int = 1) -
     lengths = torch.randint(3, CONTEXT + 1, (captions, pairs), generator=generator)
     ids = torch.randint(4, VOCABULARY, (captions, pairs, int(lengths.max())), generator=generator)
     return Batch(torch.randn(views, pairs, 3, SIZE, SIZE, generator=generator).double(), ids, lengths)
+
+
+def pieces(batch: Batch, size: int) -> list[MakeBatch]:
+    """`batch` in micro-batches of `size`, each with its captions cut to its own longest."""
+    return [partial(_slice, batch, slice(start, start + size)) for start in range(0, batch.length_CB.shape[1], size)]
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
+    length_CB = batch.length_CB[:, part]
+    ids_CBT = batch.ids_CBT[:, part, : int(length_CB.max())]
+    return dataclasses.replace(batch, image_VBCHW=batch.image_VBCHW[:, part], ids_CBT=ids_CBT, length_CB=length_CB)

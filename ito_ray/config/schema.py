@@ -138,6 +138,8 @@ class MethodConfig(Section):
     """λ; 0 = the alignment-only ablation, and no fusion module is built."""
     alignment_weights: tuple[NonNegativeFloat, ...] = ()
     """w_vc, view by view: (v0c0, v0c1, …, v1c0, …); empty = all 1."""
+    mask_duplicates: bool = False
+    """Samples of a batch with the very same caption are no negatives of each other, in every loss."""
     fusion: FusionConfig = FusionConfig()
 
 
@@ -159,6 +161,9 @@ class TrainConfig(Section):
     steps: PositiveInt = 150_000
     global_batch: PositiveInt = 2048
     """B, pairs per step over all ranks."""
+    micro_batch: NonNegativeInt = 0
+    """Pairs of one rank that go through the towers at once; the loss still contrasts the whole batch (gradient
+    caching), for one more forward pass. 0 = all at once. BatchNorm sees micro-batches, as it sees ranks."""
     workers: PositiveInt = 1
     """W, ranks."""
     gpu: bool = False
@@ -222,15 +227,30 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Config:
-        views, captions = self.data.views.count, self.data.captions
-        pairs = views * captions
-        method, train = self.method, self.train
-        if train.global_batch % train.workers:
+    def _batch_fits(self) -> Config:
+        train, steps = self.train, self.optim.warmup_steps
+        share, rest = divmod(train.global_batch, train.workers)
+        if rest:
             raise ConfigError(
                 f"train.global_batch={train.global_batch} is not divisible by train.workers={train.workers}: "
                 f"take a multiple of {train.workers}."
             )
+        if train.micro_batch and share % train.micro_batch:
+            raise ConfigError(
+                f"train.micro_batch={train.micro_batch} does not divide the {share} pairs of one worker "
+                f"(train.global_batch={train.global_batch}, train.workers={train.workers}): take a divisor, or 0 for "
+                "the whole batch at once."
+            )
+        if steps >= train.steps:
+            raise ConfigError(
+                f"optim.warmup_steps={steps} leaves nothing of train.steps={train.steps}: warm-up must be shorter."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_fit_the_method(self) -> Config:
+        views, captions = self.data.views.count, self.data.captions
+        pairs, method = views * captions, self.method
         if method.name != "ito" and pairs != 1:
             raise ConfigError(
                 f"method.name={method.name} contrasts one view with one caption, but data.views.count={views} and "
@@ -250,12 +270,19 @@ class Config(Section):
             )
         if weights and not any(weights):
             raise ConfigError("method.alignment_weights are all 0: at least one pair must be aligned.")
+        low, high = self.data.views.crop_scale
+        if not low <= high <= 1:
+            raise ConfigError(f"data.views.crop_scale=({low:g}, {high:g}): give 0 < smallest ≤ largest ≤ 1.")
+        return self
+
+    @model_validator(mode="after")
+    def _towers_can_be_built(self) -> Config:
+        method, text = self.method, self.model.text
         if method.name == "ito" and self.model.embed_dim % method.fusion.heads:
             raise ConfigError(
                 f"model.embed_dim={self.model.embed_dim} is not divisible by method.fusion.heads="
                 f"{method.fusion.heads}: change one of them."
             )
-        text = self.model.text
         if text.kind != "pretrained" and text.width % text.heads:
             raise ConfigError(
                 f"model.text.width={text.width} is not divisible by model.text.heads={text.heads}: change one."
@@ -263,13 +290,5 @@ class Config(Section):
         if text.kind == "pretrained" and not text.source:
             raise ConfigError(
                 "model.text.source is empty, but model.text.kind=pretrained: give a folder or a hub name."
-            )
-        low, high = self.data.views.crop_scale
-        if not low <= high <= 1:
-            raise ConfigError(f"data.views.crop_scale=({low:g}, {high:g}): give 0 < smallest ≤ largest ≤ 1.")
-        if self.optim.warmup_steps >= train.steps:
-            raise ConfigError(
-                f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={train.steps}: warm-up "
-                "must be shorter."
             )
         return self

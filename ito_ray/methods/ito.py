@@ -16,8 +16,8 @@ from ito_ray.config.schema import Config
 from ito_ray.losses.contrastive import info_nce
 from ito_ray.losses.fusion import fusion_loss
 from ito_ray.losses.gather import gather
-from ito_ray.methods.base import Batch, Method, StepResult
-from ito_ray.models.dual_encoder import DualEncoder, unit
+from ito_ray.methods.base import Batch, Features, Method, StepResult
+from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.fusion import Fusion
 from ito_ray.models.image_tower import ImageFeatures
 from ito_ray.models.text_tower import TextFeatures
@@ -36,32 +36,33 @@ class Ito(Method):
         if self.fusion_weight > 0:
             self.fusion = Fusion(cfg.method.fusion, encoder.image, cfg.model.text.context, cfg.model.embed_dim)
 
-    def forward(self, batch: Batch) -> StepResult:
-        views = len(batch.image_VBCHW)
-        image = self.encoder.image(batch.image_VBCHW.flatten(0, 1))  # all views in one pass
-        text = self.encoder.text(batch.ids_CBT.flatten(0, 1), batch.length_CB.flatten())
+    def forward(self, batch: Batch) -> Features:
+        image, text = self._towers(batch)
+        fused_KBD = self._fuse(self.fusion, image, text, batch) if self.fusion is not None else None
+        return self._features(batch, image, text, fused_KBD)
+
+    def objective(self, features: Features) -> StepResult:
         scale = self.encoder.logit_scale.exp()
-
-        image_VBD = unit(image.embedding_BD).unflatten(0, (views, -1))
-        text_CBD = unit(text.embedding_BD).unflatten(0, (len(batch.ids_CBT), -1))
-        align = self._align(image_VBD, text_CBD, scale)
-        if self.fusion is None:
+        caption_CG = self._captions_of_all(features)
+        align = self._align(features, scale, caption_CG)
+        if features.fused_KBD is None:
             return StepResult(align, {"loss/align": align.detach()})
-
-        fused_KBD = self._fuse(self.fusion, image, text, batch)
-        fusion = fusion_loss(fused_KBD, gather(fused_KBD, dim=1), scale)
+        caption_KG = None if caption_CG is None else caption_CG.repeat(len(features.image_VBD), 1)
+        fusion = fusion_loss(features.fused_KBD, gather(features.fused_KBD, dim=1), scale, caption_KG)
         metrics = {"loss/align": align.detach(), "loss/fusion": fusion.detach()}
         return StepResult(align + self.fusion_weight * fusion, metrics)
 
-    def _align(self, image_VBD: Tensor, text_CBD: Tensor, scale: Tensor) -> Tensor:
+    def _align(self, features: Features, scale: Tensor, caption_CG: Tensor | None) -> Tensor:
+        image_VBD, text_CBD = features.image_VBD, features.text_CBD
         views, captions = len(image_VBD), len(text_CBD)
         all_GD = gather(torch.cat([image_VBD, text_CBD]), dim=1)  # one collective for both towers
         image_VGD, text_CGD = all_GD.split([views, captions])
-        losses = [
-            self.alignment_weights_VC[v][c] * info_nce(image_VBD[v], text_CBD[c], image_VGD[v], text_CGD[c], scale)
-            for v in range(views)
-            for c in range(captions)
-        ]
+        losses = []
+        for v in range(views):
+            for c in range(captions):
+                caption_G = None if caption_CG is None else caption_CG[c]
+                loss = info_nce(image_VBD[v], text_CBD[c], image_VGD[v], text_CGD[c], scale, caption_G)
+                losses.append(self.alignment_weights_VC[v][c] * loss)
         return torch.stack(losses).mean()
 
     def _fuse(self, fusion: Fusion, image: ImageFeatures, text: TextFeatures, batch: Batch) -> Tensor:

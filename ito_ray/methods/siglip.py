@@ -10,7 +10,7 @@ from torch import nn
 from ito_ray.config.schema import Config
 from ito_ray.losses.gather import gather
 from ito_ray.losses.sigmoid import sigmoid_loss
-from ito_ray.methods.base import Batch, Method, StepResult
+from ito_ray.methods.base import Features, Method, StepResult
 from ito_ray.models.dual_encoder import DualEncoder
 
 
@@ -23,9 +23,13 @@ class SigLip(Method):
         encoder.logit_scale.data.fill_(math.log(10))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
-    def forward(self, batch: Batch) -> StepResult:
-        image_BD = self.encoder.encode_image(batch.image_VBCHW[0])
-        text_BD = self.encoder.encode_text(batch.ids_CBT[0], batch.length_CB[0])
+    def objective(self, features: Features) -> StepResult:
         scale = self.encoder.logit_scale.exp()
-        loss = sigmoid_loss(image_BD, gather(text_BD), scale, self.logit_bias)
+        text_GD = gather(features.text_CBD[0])
+        caption_CG = self._captions_of_all(features)
+        caption_G = None if caption_CG is None else caption_CG[0]
+        loss = sigmoid_loss(features.image_VBD[0], text_GD, scale, self.logit_bias, caption_G)
         return StepResult(loss, {"loss/align": loss.detach(), "logit_bias": self.logit_bias.detach()})
+
+    def objective_parameters(self) -> list[nn.Parameter]:
+        return [self.encoder.logit_scale, self.logit_bias]

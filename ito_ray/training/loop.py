@@ -5,22 +5,23 @@ Shapes: B samples of this rank, V views, C captions, T text tokens, H×W pixels.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError
 from ito_ray.losses.gather import rank, world_size
-from ito_ray.methods.base import Batch, Method, StepResult
+from ito_ray.methods.base import Batch, Method
 from ito_ray.models.image_tower import pixels_to_input
+from ito_ray.training.finite import FiniteGuard
 from ito_ray.training.optimizer import learning_rate, set_learning_rate
+from ito_ray.training.step import backward
 
 Arrays = Mapping[str, np.ndarray]
 """A host batch as the stream gives it: views uint8 (B,V,H,W,3), ids int32 (B,C,T), lengths int32 (B,C)."""
@@ -93,63 +94,67 @@ def train(
         hooks: reporting, evaluation and checkpoints.
 
     Raises:
-        ConfigError: the loss is not finite.
+        ConfigError: the loss, one of its terms or the gradient is not finite.
         StopIteration: never in a correct stream; it is endless.
     """
-    bf16 = use_bf16(cfg, device)
-    clock = Clock()
+    precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=use_bf16(cfg, device))
+    guard, clock = FiniteGuard(cfg), Clock()
     model.train()
     for step in range(first_step, cfg.train.steps):
         waiting = time.perf_counter()
         arrays = next(batches)
         clock.waited += time.perf_counter() - waiting
-        batch = to_batch(arrays, device, cfg.model.image.mean, cfg.model.image.std)
 
-        torch.manual_seed(_step_seed(cfg.train.seed, step))
         set_learning_rate(optimizer, rate := learning_rate(step, cfg.train.steps, cfg.optim))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            result: StepResult = model(batch)
         optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        if cfg.optim.grad_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip)
+        micro_batches = [
+            partial(to_batch, part, device, cfg.model.image.mean, cfg.model.image.std)
+            for part in _split(arrays, cfg.train.micro_batch)
+        ]
+        result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf)
         optimizer.step()
         method.encoder.clamp_logit_scale()
 
-        done = step + 1
+        done, last = step + 1, step + 1 == cfg.train.steps
         clock.samples += cfg.train.global_batch
-        last = done == cfg.train.steps
-        if done % cfg.train.log_every == 0 or last or done == 1:
-            metrics = _mean_over_ranks(result)
-            _require_finite(metrics["loss/total"], step, cfg)
+        terms = {"loss/total": result.loss.detach(), **result.metrics, "grad_norm": grad_norm}
+        guard.watch(step, terms)
+        log_now = done % cfg.train.log_every == 0 or last or done == 1
+        checkpoint_now = done % cfg.train.checkpoint_every == 0 or last
+        evaluate_now = bool(cfg.eval.every) and done % cfg.eval.every == 0 and not last
+        if log_now or checkpoint_now:
+            guard.check()
+        if log_now:
+            metrics = _mean_over_ranks(terms)
             if rank() == 0:
                 scale = method.encoder.logit_scale.exp().item()
                 hooks.report(done, metrics | {"logit_scale": scale, "lr": rate} | clock.rates())
-        if done % cfg.train.checkpoint_every == 0 or last:
+        if checkpoint_now:
             hooks.checkpoint(done)
-        if rank() == 0 and cfg.eval.every and (done % cfg.eval.every == 0) and not last:
+        if evaluate_now and rank() == 0:
             hooks.evaluate(done)
-        if done % cfg.train.checkpoint_every == 0 or (cfg.eval.every and done % cfg.eval.every == 0):
+        if checkpoint_now or evaluate_now:
             clock.rates()  # neither checkpoints nor evaluations count as training time
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)[0])
+def _split(arrays: Arrays, micro_batch: int) -> list[Arrays]:
+    """The host batch in pieces of `micro_batch` samples; whole for 0."""
+    count = len(arrays["lengths"])
+    size = micro_batch or count
+    return [{name: array[start : start + size] for name, array in arrays.items()} for start in range(0, count, size)]
 
 
-def _mean_over_ranks(result: StepResult) -> dict[str, float]:
-    """Every rank's share of the loss, averaged in one collective."""
-    names = ["loss/total", *result.metrics]
-    values = torch.stack([value.detach().float() for value in (result.loss, *result.metrics.values())])
+def _seed(seed: int, step: int, micro_batch: int) -> None:
+    """Dropout of a micro-batch is drawn from what it is, so both of its passes and a resumed run draw the same."""
+    state = np.random.SeedSequence((seed, step, rank(), micro_batch)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+def _mean_over_ranks(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Every rank's share, averaged in one collective."""
+    values = torch.stack([value.float() for value in terms.values()])
     if world_size() > 1:
         dist.all_reduce(values)
         values /= world_size()
-    return dict(zip(names, values.tolist(), strict=True))
-
-
-def _require_finite(loss: float, step: int, cfg: Config) -> None:
-    if not math.isfinite(loss):
-        raise ConfigError(
-            f"The loss is {loss} at step {step}: lower optim.lr={cfg.optim.lr:g}, lengthen optim.warmup_steps="
-            f"{cfg.optim.warmup_steps}, or set optim.grad_clip=1."
-        )
+    return dict(zip(terms, values.tolist(), strict=True))

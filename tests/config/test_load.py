@@ -90,6 +90,7 @@ def test_unknown_option_exits_and_names_the_nearest(capsys: pytest.CaptureFixtur
     ("changes", "says"),
     [
         ({"train": {"global_batch": 10, "workers": 4}}, "not divisible by train.workers=4"),
+        ({"train": {"global_batch": 12, "workers": 2, "micro_batch": 4}}, "does not divide the 6 pairs of one worker"),
         ({"method": {"name": "clip"}}, "data.views.count=2"),
         ({"data": {"views": {"count": 1}}}, "needs a second fused vector"),
         ({"method": {"alignment_weights": [1.0]}}, "has 1 values"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,24 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ito_ray.config.schema import Config
 from ito_ray.methods import Batch
-from tests.tiny import random_batch, tiny_config, tiny_method
+from ito_ray.training.step import backward
+from tests.tiny import METHODS, pieces, random_batch, tiny_config, tiny_method
 
 PAIRS = 8
-CASES: dict[str, dict[str, Any]] = {
-    "clip": {"method": {"name": "clip"}, "data": {"views": {"count": 1}}},
-    "siglip": {"method": {"name": "siglip"}, "data": {"views": {"count": 1}}},
-    "ito": {},
-    "ito_three_views_two_captions": {"data": {"views": {"count": 3}, "captions": 2}},
-    "ito_alignment_only": {"method": {"fusion_weight": 0.0}},
-    "ito_weighted": {"method": {"alignment_weights": [0.5, 2.0], "fusion": {"readout": "mean"}}},
-}
+MICRO_BATCHES = (PAIRS // 2, 2)
+"""Of one rank: all its pairs at once, and in two pieces."""
 
 
-def _gradients(cfg: Config, batch: Batch, *, distributed: bool) -> dict[str, Tensor]:
+def _gradients(cfg: Config, batch: Batch, *, distributed: bool, micro_batch: int = PAIRS) -> dict[str, Tensor]:
     method = tiny_method(cfg)
     model = DistributedDataParallel(method) if distributed else method
-    loss = model(batch).loss
-    loss.backward()
+    loss = backward(model, method, pieces(batch, micro_batch), torch.manual_seed).loss
     if distributed:
         dist.all_reduce(loss := loss.detach().clone())
         loss = loss / dist.get_world_size()
@@ -52,13 +45,13 @@ def _share(batch: Batch, rank: int) -> Batch:
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    for name, changes in CASES.items():
+    for name, changes in METHODS.items():
         cfg = tiny_config(**changes)
         batch = _share(random_batch(PAIRS, cfg.data.views.count, cfg.data.captions), rank)
-        if rank == 0:
-            save_file(_gradients(cfg, batch, distributed=True), f"{folder}/{name}.safetensors")
-        else:
-            _gradients(cfg, batch, distributed=True)
+        for micro_batch in MICRO_BATCHES:
+            gradients = _gradients(cfg, batch, distributed=True, micro_batch=micro_batch)
+            if rank == 0:
+                save_file(gradients, f"{folder}/{name}-{micro_batch}.safetensors")
     dist.destroy_process_group()
 
 
@@ -70,11 +63,12 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_are_one(name: str, two_ranks: Path) -> None:
-    cfg = tiny_config(**CASES[name])
+@pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_are_one(name: str, micro_batch: int, two_ranks: Path) -> None:
+    cfg = tiny_config(**METHODS[name])
     alone = _gradients(cfg, random_batch(PAIRS, cfg.data.views.count, cfg.data.captions), distributed=False)
-    together = load_file(two_ranks / f"{name}.safetensors")
+    together = load_file(two_ranks / f"{name}-{micro_batch}.safetensors")
     assert set(alone) == set(together)
     for parameter, gradient in alone.items():
         torch.testing.assert_close(

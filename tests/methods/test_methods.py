@@ -17,7 +17,7 @@ from tests.tiny import CONTEXT, random_batch, tiny_config, tiny_method
 
 
 def _loss_and_gradients(method: Method, batch: Batch) -> dict[str, Tensor]:
-    loss = method(batch).loss
+    loss = method.objective(method(batch)).loss
     loss.backward()
     gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
@@ -60,7 +60,7 @@ def test_ito_is_its_equation_written_out_view_by_view() -> None:
             )
         )
     expected = sum(align) / 2 + 3.0 * paper_fusion_loss(fused[0], fused[1], scale)
-    torch.testing.assert_close(method(batch).loss, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(method.objective(method(batch)).loss, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("readout", ["cls", "mean", "token"])
@@ -96,7 +96,8 @@ def test_alignment_weights_weigh_their_pair_alone() -> None:
 
     def align(weights: list[float]) -> float:
         cfg = tiny_config(method={"alignment_weights": weights, "fusion_weight": 0.0})
-        return float(tiny_method(cfg)(batch).loss.detach())
+        method = tiny_method(cfg)
+        return float(method.objective(method(batch)).loss.detach())
 
     first, second = align([2.0, 0.0]), align([0.0, 2.0])
     assert first != pytest.approx(second)
