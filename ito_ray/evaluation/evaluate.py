@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+
 from ito_ray.config.schema import Config
 from ito_ray.data.heldout import HeldoutReader
 from ito_ray.data.shards import open_fs
 from ito_ray.errors import ConfigError
+from ito_ray.evaluation import geometry
 from ito_ray.evaluation.embed import LabelledEmbeddings, PairEmbeddings, embed_labelled, embed_pairs
 from ito_ray.evaluation.encoder import Encoder
-from ito_ray.evaluation.geometry import modality_gap
 from ito_ray.evaluation.intervals import bootstrap_ci
 from ito_ray.evaluation.report import CONFIDENCE, Measure, Report
 from ito_ray.evaluation.retrieval import Ranks, retrieval
 from ito_ray.evaluation.zero_shot import class_embeddings, zero_shot
 
 RECALLS = (1, 5, 10)
+GEOMETRY_PAIRS = 2000
+"""Uniformity compares every pair of these."""
 
 
 def evaluate(
@@ -100,9 +105,29 @@ def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
         )
     return [
         *measures,
-        Measure("geometry/modality_gap", "Modality gap", modality_gap(pairs.image, pairs.text), "distance"),
+        *geometry_measures(pairs),
         Measure("heldout/pairs", "held-out images", len(pairs.keys), "count"),
         Measure("heldout/captions", "captions", len(pairs.captions), "count"),
+    ]
+
+
+def geometry_measures(pairs: PairEmbeddings) -> list[Measure]:
+    """The modality gap over everything; the rest over each image and its first caption, GEOMETRY_PAIRS at most."""
+    image_ND, text_MD = torch.from_numpy(pairs.image), torch.from_numpy(pairs.text)
+    _, first = np.unique(pairs.owner, return_index=True)
+    image_nD, text_nD = image_ND[:GEOMETRY_PAIRS], text_MD[torch.from_numpy(first)][:GEOMETRY_PAIRS]
+    measures = [Measure("geometry/modality_gap", "Modality gap", geometry.modality_gap(image_ND, text_MD), "distance")]
+    if len(image_nD) < 4:
+        return measures  # a rule for the modality needs two pairs to learn from and two to be asked about
+    separable, ranks = geometry.linear_separability(image_nD, text_nD), geometry.effective_rank
+    return [
+        *measures,
+        Measure("geometry/linear_separability", "Modality told by a linear rule", separable, "distance"),
+        Measure("geometry/alignment", "Alignment of the pairs", geometry.alignment(image_nD, text_nD), "distance"),
+        Measure("geometry/uniformity_image", "Uniformity, images", geometry.uniformity(image_nD), "distance"),
+        Measure("geometry/uniformity_text", "Uniformity, texts", geometry.uniformity(text_nD), "distance"),
+        Measure("geometry/effective_rank_image", "Effective rank, images", ranks(image_nD), "rank"),
+        Measure("geometry/effective_rank_text", "Effective rank, texts", ranks(text_nD), "rank"),
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -104,9 +105,8 @@ def map_png(pairs: PairEmbeddings, path: Path, *, points: int = 1500, lines: int
     share = pca.explained_variance_ratio_
     axes.set_xlabel(f"1st principal component ({share[0]:.0%} of the variance)", color=_INK)
     axes.set_ylabel(f"2nd principal component ({share[1]:.0%} of the variance)", color=_INK)
-    gap = (
-        f"in all {pairs.image.shape[1]} dimensions the centroids are {modality_gap(pairs.image, pairs.text):.2f} apart"
-    )
+    distance = modality_gap(torch.from_numpy(pairs.image), torch.from_numpy(pairs.text))
+    gap = f"in all {pairs.image.shape[1]} dimensions the centroids are {distance:.2f} apart"
     axes.set_title(f"{len(picked_S):,} of {n:,} pairs; {gap}", loc="left", fontsize=10, color=_SOFT)
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(color="#eceef1", linewidth=0.8)

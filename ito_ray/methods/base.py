@@ -49,6 +49,11 @@ class Features:
         """The tensors that carry gradients."""
         return [tensor for tensor in (self.image_VBD, self.text_CBD, self.fused_KBD) if tensor is not None]
 
+    def detached(self) -> Features:
+        """The same numbers without their history."""
+        fused_KBD = None if self.fused_KBD is None else self.fused_KBD.detach()
+        return Features(self.image_VBD.detach(), self.text_CBD.detach(), fused_KBD, self.caption_CB)
+
 
 @dataclass(frozen=True)
 class StepResult:

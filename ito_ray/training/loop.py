@@ -20,6 +20,7 @@ from ito_ray.losses.gather import rank, world_size
 from ito_ray.methods.base import Batch, Method
 from ito_ray.models.image_tower import pixels_to_input
 from ito_ray.training.finite import FiniteGuard
+from ito_ray.training.instruments import instruments
 from ito_ray.training.optimizer import learning_rate, set_learning_rate
 from ito_ray.training.step import backward
 
@@ -111,7 +112,7 @@ def train(
             partial(to_batch, part, device, cfg.model.image.mean, cfg.model.image.std)
             for part in _split(arrays, cfg.train.micro_batch)
         ]
-        result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
+        features, result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf)
         optimizer.step()
         method.encoder.clamp_logit_scale()
@@ -126,10 +127,10 @@ def train(
         if log_now or checkpoint_now:
             guard.check()
         if log_now:
-            metrics = _mean_over_ranks(terms)
+            scale = method.encoder.logit_scale.exp()
+            metrics = _mean_over_ranks(terms) | instruments(features, scale)
             if rank() == 0:
-                scale = method.encoder.logit_scale.exp().item()
-                hooks.report(done, metrics | {"logit_scale": scale, "lr": rate} | clock.rates())
+                hooks.report(done, metrics | {"logit_scale": scale.item(), "lr": rate} | clock.rates())
         if checkpoint_now:
             hooks.checkpoint(done)
         if evaluate_now and rank() == 0:

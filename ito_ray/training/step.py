@@ -34,7 +34,7 @@ def backward(
     micro_batches: Sequence[MakeBatch],
     seed: Callable[[int], object],
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> StepResult:
+) -> tuple[Features, StepResult]:
     """Add the gradients of one step to `method`'s parameters.
 
     Args:
@@ -44,7 +44,7 @@ def backward(
         precision: what the towers run under, e.g. autocast.
 
     Returns:
-        The loss of the undivided batch and its terms.
+        The features of the undivided batch, detached; its loss and the loss's terms.
     """
 
     def embed(module: nn.Module, i: int) -> Features:
@@ -54,9 +54,10 @@ def backward(
         return features
 
     if len(micro_batches) == 1:
-        result = method.objective(embed(model, 0))
+        features = embed(model, 0)
+        result = method.objective(features)
         result.loss.backward()
-        return result
+        return features.detached(), result
 
     with torch.no_grad(), _buffers_kept(method):
         pieces = [embed(method, i) for i in range(len(micro_batches))]
@@ -77,7 +78,7 @@ def backward(
                 roots, wanted = [*roots, *own], [*wanted, *of_own]
             torch.autograd.backward(roots, wanted)
         start = stop
-    return result
+    return whole.detached(), result
 
 
 def _reduced_over_ranks(model: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -26,7 +26,8 @@ MICRO_BATCHES = (PAIRS // 2, 2)
 def _gradients(cfg: Config, batch: Batch, *, distributed: bool, micro_batch: int = PAIRS) -> dict[str, Tensor]:
     method = tiny_method(cfg)
     model = DistributedDataParallel(method) if distributed else method
-    loss = backward(model, method, pieces(batch, micro_batch), torch.manual_seed).loss
+    _, result = backward(model, method, pieces(batch, micro_batch), torch.manual_seed)
+    loss = result.loss
     if distributed:
         dist.all_reduce(loss := loss.detach().clone())
         loss = loss / dist.get_world_size()

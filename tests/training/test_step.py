@@ -19,9 +19,10 @@ PAIRS = 8
 def _gradients(cfg: Config, micro_batch: int) -> dict[str, Tensor]:
     method = tiny_method(cfg)
     batch = random_batch(PAIRS, cfg.data.views.count, cfg.data.captions)
-    result = backward(method, method, pieces(batch, micro_batch), torch.manual_seed)
+    features, result = backward(method, method, pieces(batch, micro_batch), torch.manual_seed)
     found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
-    return {"loss": result.loss.detach(), **result.metrics, **found}
+    embedded = {f"feature {i}": tensor for i, tensor in enumerate(features.embedded())}
+    return {"loss": result.loss.detach(), **result.metrics, **embedded, **found}
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
