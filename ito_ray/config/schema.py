@@ -91,6 +91,11 @@ class ImageTowerConfig(Section):
     """Passed to timm.create_model; plain JSON values, since they go into the exported model."""
     pretrained: bool = False
     """Start from timm's weights; asks the network, so never by default."""
+    weights: str = ""
+    """Start from this safetensors file of timm's weights for `name`: the same without the network."""
+    locked: bool = False
+    """LiT: the tower stays as it is, but for its last `open_layers`; needs `pretrained` or `weights`."""
+    open_layers: NonNegativeInt = 0
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
 
@@ -110,6 +115,9 @@ class TextTowerConfig(Section):
     vocab_size: PositiveInt = 49408
     pool: Literal["mean", "cls", "last"] = "last"
     """Which token becomes the pooled vector: mean of valid ones, the first, the last valid one."""
+    locked: bool = False
+    """LiT: the tower stays as it is, but for its last `open_layers`; needs kind=pretrained."""
+    open_layers: NonNegativeInt = 0
 
 
 class ModelConfig(Section):
@@ -144,8 +152,10 @@ class MethodConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with linear warm-up and cosine decay to 0; no decay on norms, biases, positions and logit scale."""
+    """Linear warm-up and cosine decay to 0; no weight decay on norms, biases, positions and logit scale."""
 
+    name: Literal["adamw", "lion", "muon", "adafactorbv", "nadamw", "adopt"] = "adamw"
+    """As in timm.optim; each wants a rate of its own (Lion about a tenth of AdamW's)."""
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.1
     betas: tuple[Probability, Probability] = (0.9, 0.98)
@@ -172,6 +182,11 @@ class TrainConfig(Section):
     """What Ray reserves; Ray Data needs at least one CPU beside all workers."""
     threads: PositiveInt = 1
     """Torch threads in a worker."""
+    gradient_checkpointing: bool = False
+    """Compute the activations inside each block again in the backward pass instead of keeping them."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of a moving average of the encoder's weights, which then is what is evaluated and shipped; 0 = none. It
+    rises to this value with the steps, so that the first weights are soon forgotten."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor multiplies it natively (GPU, AMX), else fp32."""
     seed: int = 0
@@ -277,7 +292,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _towers_can_be_built(self) -> Config:
-        method, text = self.method, self.model.text
+        method, text, image = self.method, self.model.text, self.model.image
         if method.name == "ito" and self.model.embed_dim % method.fusion.heads:
             raise ConfigError(
                 f"model.embed_dim={self.model.embed_dim} is not divisible by method.fusion.heads="
@@ -290,5 +305,15 @@ class Config(Section):
         if text.kind == "pretrained" and not text.source:
             raise ConfigError(
                 "model.text.source is empty, but model.text.kind=pretrained: give a folder or a hub name."
+            )
+        if image.locked and not (image.pretrained or image.weights):
+            raise ConfigError(
+                "model.image.locked=true would keep random weights: give model.image.weights, or "
+                "model.image.pretrained=true while online."
+            )
+        if text.locked and text.kind != "pretrained":
+            raise ConfigError(
+                f"model.text.locked=true would keep the random weights of model.text.kind={text.kind}: set "
+                "model.text.kind=pretrained and model.text.source."
             )
         return self

@@ -85,6 +85,15 @@ class Method(nn.Module, ABC):
         """What the objective itself learns, beside what the features carry."""
         return [self.encoder.logit_scale]
 
+    def recompute_activations(self) -> None:
+        """Trade time for memory: keep the inputs of blocks, compute what is inside again in the backward pass.
+
+        Raises:
+            ConfigError: a tower that cannot.
+        """
+        self.encoder.image.recompute_activations()
+        self.encoder.text.recompute_activations()
+
     def _towers(self, batch: Batch) -> tuple[ImageFeatures, TextFeatures]:
         image: ImageFeatures = self.encoder.image(batch.image_VBCHW.flatten(0, 1))
         text: TextFeatures = self.encoder.text(batch.ids_CBT.flatten(0, 1), batch.length_CB.flatten())

@@ -52,6 +52,11 @@ class Ito(Method):
         metrics = {"loss/align": align.detach(), "loss/fusion": fusion.detach()}
         return StepResult(align + self.fusion_weight * fusion, metrics)
 
+    def recompute_activations(self) -> None:
+        super().recompute_activations()
+        if self.fusion is not None:
+            self.fusion.recompute = True
+
     def _align(self, features: Features, scale: Tensor, caption_CG: Tensor | None) -> Tensor:
         image_VBD, text_CBD = features.image_VBD, features.text_CBD
         views, captions = len(image_VBD), len(text_CBD)

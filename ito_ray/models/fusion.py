@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ito_ray.config.schema import FusionConfig
 from ito_ray.models.image_tower import ImageFeatures, ImageTower
@@ -86,6 +87,7 @@ class Fusion(nn.Module):
     def __init__(self, cfg: FusionConfig, image: ImageTower, context: int, embed_dim: int) -> None:
         super().__init__()
         self.readout = cfg.readout
+        self.recompute = False
         own_projection = image.token_width != image.pooled_width
         self.image_proj = nn.Linear(image.token_width, embed_dim, bias=False) if own_projection else None
         self.text_positions = nn.Parameter(torch.empty(context, embed_dim).normal_(std=0.02))
@@ -126,11 +128,18 @@ class Fusion(nn.Module):
                 sequence_BSD = torch.cat([token_B1D, sequence_BSD], dim=1)
                 valid_BS = F.pad(valid_BS, (1, 0), value=True)
             for block in self.blocks[:-1]:
-                sequence_BSD = block(sequence_BSD, valid_BS)
+                sequence_BSD = self._run(block, sequence_BSD, valid_BS)
             if self.readout == "mean":
-                sequence_BSD = self.norm(self.blocks[-1](sequence_BSD, valid_BS))
+                sequence_BSD = self.norm(self._run(self.blocks[-1], sequence_BSD, valid_BS))
                 weight_BS1 = valid_BS[..., None].to(sequence_BSD.dtype)
                 fused_BD = (sequence_BSD * weight_BS1).sum(1) / weight_BS1.sum(1)
             else:
-                fused_BD = self.norm(self.blocks[-1](sequence_BSD, valid_BS, rows=1))[:, 0]
+                fused_BD = self.norm(self._run(self.blocks[-1], sequence_BSD, valid_BS, rows=1))[:, 0]
             return F.normalize(at_least_float32(fused_BD), dim=-1)
+
+    def _run(self, block: nn.Module, sequence_BSD: Tensor, valid_BS: Tensor, rows: int | None = None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, sequence_BSD, valid_BS, rows, use_reentrant=False)
+            return again
+        once: Tensor = block(sequence_BSD, valid_BS, rows)
+        return once

@@ -11,10 +11,13 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
+from ito_ray.models.locking import keep_statistics, lock_image_net
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,23 @@ def _create(cfg: ImageTowerConfig) -> tuple[nn.Module, dict[str, Any]]:
         raise ConfigError(f"model.image.kwargs={cfg.kwargs}: {cfg.name} refuses them: {error}") from error
 
 
+def _load_weights(net: nn.Module, cfg: ImageTowerConfig) -> None:
+    try:
+        weights = load_file(cfg.weights)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"model.image.weights={cfg.weights} is no safetensors file that can be read: {error}"
+        ) from error
+    wanted = net.state_dict()
+    wrong = sorted(name for name, value in wanted.items() if name not in weights or weights[name].shape != value.shape)
+    if wrong:
+        raise ConfigError(
+            f"model.image.weights={cfg.weights} has not the weights of {cfg.name} at {cfg.size} px: {wrong[0]} and "
+            f"{len(wrong) - 1} others are missing or have another shape. Give timm's own file for this model and size."
+        )
+    net.load_state_dict({name: weights[name] for name in wanted})  # a head for classes may be left over
+
+
 class ImageTower(nn.Module):
     """A timm model and its bias-free projection to the shared space.
 
@@ -67,6 +87,10 @@ class ImageTower(nn.Module):
         self.net, self.create_kwargs = _create(cfg)
         self.pooled_width = int(self.net.head_hidden_size)
         self.token_width = int(self.net.num_features)
+        if cfg.weights:
+            _load_weights(self.net, cfg)
+        if cfg.locked:
+            lock_image_net(self.net, cfg.open_layers)
         self.proj = nn.Linear(self.pooled_width, embed_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.pooled_width**-0.5)
 
@@ -74,6 +98,27 @@ class ImageTower(nn.Module):
     def has_cls(self) -> bool:
         """Whether token 0 is a [CLS] token."""
         return getattr(self.net, "cls_token", None) is not None
+
+    def train(self, mode: bool = True) -> ImageTower:
+        """As in torch, but what is locked stays in evaluation mode."""
+        super().train(mode)
+        if self.cfg.locked:
+            keep_statistics(self.net)
+        return self
+
+    def recompute_activations(self) -> None:
+        """Keep one activation a block and compute the others again in the backward pass.
+
+        Raises:
+            ConfigError: timm has no such thing for this model.
+        """
+        try:
+            self.net.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"train.gradient_checkpointing=true, but timm has none for model.image.name={self.cfg.name}: set it to "
+                "false, or use train.micro_batch to save memory."
+            ) from error
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
         """Embed normalised pixels, float (B,3,H,W)."""

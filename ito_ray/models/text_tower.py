@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ito_ray.config.schema import TextTowerConfig
 from ito_ray.errors import ConfigError
+from ito_ray.models.locking import keep_statistics, lock_text_net
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,32 @@ class TextTower(nn.Module):
             self.net = _clip(cfg, tokenizer)
         else:
             self.net = _pretrained(cfg)
+        if cfg.locked:
+            lock_text_net(self.net, cfg.open_layers)
         self.width = int(self.net.config.hidden_size)
         self.proj = nn.Linear(self.width, embed_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
+
+    def train(self, mode: bool = True) -> TextTower:
+        """As in torch, but what is locked stays in evaluation mode."""
+        super().train(mode)
+        if self.cfg.locked:
+            keep_statistics(self.net)
+        return self
+
+    def recompute_activations(self) -> None:
+        """Keep one activation a layer and compute the others again in the backward pass.
+
+        Raises:
+            ConfigError: Transformers has no such thing for this model.
+        """
+        try:
+            self.net.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ConfigError(
+                f"train.gradient_checkpointing=true, but Transformers has none for model.text.source="
+                f"{self.cfg.source}: set it to false, or use train.micro_batch to save memory."
+            ) from error
 
     def forward(self, ids_BT: Tensor, length_B: Tensor) -> TextFeatures:
         """Embed token ids, int64 (B,T), of which the first `length_B` of each row are valid."""

@@ -19,7 +19,6 @@ from ito_ray.evaluation.report import Report
 from ito_ray.evaluation.show import write_files
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
-from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
@@ -92,7 +91,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
             newest, training = _train(cfg, data, folder, tracked, stages)
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
-            verified = _export(cfg, encoder, tokenizer, newest, folder)
+            verified = _export(encoder, tokenizer, newest, folder)
             stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
         with stages.stage("Evaluate what was exported"):
             report = evaluate(
@@ -167,20 +166,14 @@ class _Meter:
         return len(steady) / sum(seconds), sum(waited) / sum(seconds)
 
 
-def _export(cfg: Config, encoder: DualEncoder, tokenizer: Any, source: Path, folder: Path) -> Verified:
+def _export(encoder: DualEncoder, tokenizer: Any, source: Path, folder: Path) -> Verified:
     """Load the checkpoint, leave the fusion behind, export, and compare with the trained model."""
     with FreshProcess() as process:  # it imports while we export
-        method = build_method(cfg, encoder)
-        checkpoint.load_method(source, method)
+        left_behind = checkpoint.load_encoder(source, encoder)
         encoder.eval()
-        forbidden = {
-            name: tuple(parameter.shape)
-            for name, parameter in method.named_parameters()
-            if not name.startswith("encoder.")
-        }
         exported = export_sentence_transformer(encoder, folder / "tokenizer", folder / "sentence_transformer")
         trained = TowerEncoder(encoder, tokenizer, torch.device("cpu"))
-        reference = take_reference(encoder, trained, forbidden=forbidden)
+        reference = take_reference(encoder, trained, forbidden=left_behind)
         reference.save(reference_path(exported))  # pipelines.register compares with it
         return verify(exported, reference, process)
 

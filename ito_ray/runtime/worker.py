@@ -12,19 +12,18 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from ito_ray.data.position import Position, Taken
 from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
 from ito_ray.evaluation.encoder import TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
-from ito_ray.methods import Method, build_method
+from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.stream import rank_batches
 from ito_ray.training import checkpoint, loop
-from ito_ray.training.optimizer import build_optimizer
+from ito_ray.training.learner import Learner, build_learner
 from ito_ray.training.state import State, read_state
 
 
@@ -52,16 +51,15 @@ def _train(launch: Launch) -> None:
     torch.manual_seed(cfg.train.seed)
     method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
     method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
-    optimizer = build_optimizer(method, cfg.optim)
+    learner = build_learner(cfg, method)
 
     step, position = 0, Position()
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             state = read_state(Path(folder))
-            checkpoint.load_method(Path(folder), method)
-            checkpoint.load_optimizer(Path(folder), method, optimizer)
+            checkpoint.load(Path(folder), learner)
         step, position = state.step, Position.from_json(state.position)
-    model: nn.Module = ray.train.torch.prepare_model(method)
+    learner.model = ray.train.torch.prepare_model(method)
 
     def log(kind: str, done: int, metrics: dict[str, float]) -> None:
         launch.monitor.log.remote(done, {f"{kind}/{name}": value for name, value in metrics.items()})
@@ -70,18 +68,18 @@ def _train(launch: Launch) -> None:
         log("train", done, metrics)
 
     def run_evaluation(done: int) -> None:
-        encoder = TowerEncoder(method.encoder, tokenizer, device, cfg.eval.batch)
+        encoder = TowerEncoder(learner.shipped, tokenizer, device, cfg.eval.batch)
         log("eval", done, evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics())
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))
         unlogged = ray.get(launch.monitor.unlogged.remote())
         state = State(done, position.to_json(), cfg.model_dump(mode="json"), launch.plan, unlogged)
-        _save(state, method, optimizer)
+        _save(state, learner)
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
     hooks = loop.Hooks(report, run_evaluation, save)
-    loop.train(cfg, model, method, optimizer, batches, device, hooks, first_step=step)
+    loop.train(cfg, learner, batches, device, hooks, first_step=step)
 
 
 def _of_all_ranks(taken: Taken) -> list[Taken]:
@@ -93,11 +91,11 @@ def _of_all_ranks(taken: Taken) -> list[Taken]:
     return gathered
 
 
-def _save(state: State, method: Method, optimizer: torch.optim.Optimizer) -> None:
+def _save(state: State, learner: Learner) -> None:
     """Rank 0 writes; Ray Train moves the folder to the run's storage."""
     with tempfile.TemporaryDirectory() as folder:
         kept = None
         if ray.train.get_context().get_world_rank() == 0:
-            checkpoint.save(Path(folder), method, optimizer, state)
+            checkpoint.save(Path(folder), learner, state)
             kept = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=f"step-{state.step:08d}")

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ito_ray.config.schema import Config
 from ito_ray.losses.gather import rank, world_size
-from ito_ray.methods.base import Batch, Method
+from ito_ray.methods.base import Batch
 from ito_ray.models.image_tower import pixels_to_input
 from ito_ray.training.finite import FiniteGuard
 from ito_ray.training.instruments import instruments
+from ito_ray.training.learner import Learner
 from ito_ray.training.optimizer import learning_rate, set_learning_rate
 from ito_ray.training.step import backward
 
@@ -79,9 +80,7 @@ def to_batch(arrays: Arrays, device: torch.device, mean: tuple[float, ...], std:
 
 def train(
     cfg: Config,
-    model: nn.Module,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
+    learner: Learner,
     batches: Iterator[Arrays],
     device: torch.device,
     hooks: Hooks,
@@ -90,7 +89,7 @@ def train(
     """Take steps `first_step` … `cfg.train.steps` − 1.
 
     Args:
-        model: `method`, or DDP around it.
+        learner: advanced in place.
         batches: endless; equal batches on every rank.
         hooks: reporting, evaluation and checkpoints.
 
@@ -100,6 +99,7 @@ def train(
     """
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=use_bf16(cfg, device))
     guard, clock = FiniteGuard(cfg), Clock()
+    method, model, optimizer = learner.method, learner.model, learner.optimizer
     model.train()
     for step in range(first_step, cfg.train.steps):
         waiting = time.perf_counter()
@@ -116,8 +116,9 @@ def train(
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf)
         optimizer.step()
         method.encoder.clamp_logit_scale()
-
         done, last = step + 1, step + 1 == cfg.train.steps
+        learner.averaged(done)
+
         clock.samples += cfg.train.global_batch
         terms = {"loss/total": result.loss.detach(), **result.metrics, "grad_norm": grad_norm}
         guard.watch(step, terms)

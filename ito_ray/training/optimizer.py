@@ -1,10 +1,12 @@
-"""AdamW, its parameter groups and its schedule."""
+"""The optimiser, its parameter groups and its schedule."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from torch import nn
 
 from ito_ray.config.schema import OptimConfig
@@ -12,8 +14,8 @@ from ito_ray.config.schema import OptimConfig
 NO_DECAY_NAMES = ("cls_token", "pos_embed", "reg_token", "text_positions", "readout_token")
 
 
-def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: weight decay on matrices and kernels, none on norms, biases, positions, logit scale.
+def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
+    """timm's `cfg.name` in two groups: weight decay on matrices and kernels, none on norms, biases, positions, scale.
 
     Source: OpenCLIP's exclusion rule (ndim < 2, bn, ln, bias, logit_scale), plus learned tokens and positions.
     """
@@ -24,7 +26,12 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
             excluded = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES or "position_embedding" in name
             (plain if excluded else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+    about = get_optimizer_info(cfg.name)
+    options: dict[str, Any] = {"betas": cfg.betas} if about.has_betas else {}
+    options |= {"eps": cfg.eps} if about.has_eps else {}
+    options |= {"fused": True} if cfg.name == "adamw" else {}
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=cfg.name, lr=cfg.lr, **options)
+    return optimizer
 
 
 def learning_rate(step: int, steps: int, cfg: OptimConfig) -> float:

@@ -54,20 +54,21 @@ def read_state(folder: Path) -> State:
 def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None:
     """Refuse to go on with a checkpoint whose data, model or method are not those of `cfg`.
 
-    Steps, learning rate and bookkeeping may change; what the weights mean may not.
+    Steps, learning rate and bookkeeping may change; what the weights mean, and what else is in the checkpoint, may not.
 
     Raises:
         ConfigError: naming the first section that differs.
     """
     now = cfg.model_dump(mode="json")
-    for section in ("data", "model", "method"):
-        for field, before in state.config[section].items():
-            if now[section].get(field) != before:
-                raise ConfigError(
-                    f"{section}.{field}={now[section].get(field)!r}, but the run {cfg.name!r} was started with "
-                    f"{before!r} and has a checkpoint in {folder}: choose another --name to start afresh, or the old "
-                    "value to resume."
-                )
+    fixed = [(section, field) for section in ("data", "model", "method") for field in state.config[section]]
+    for section, field in [*fixed, ("optim", "name"), ("train", "ema")]:
+        before = state.config[section][field]
+        if now[section].get(field) != before:
+            raise ConfigError(
+                f"{section}.{field}={now[section].get(field)!r}, but the run {cfg.name!r} was started with "
+                f"{before!r} and has a checkpoint in {folder}: choose another --name to start afresh, or the old "
+                "value to resume."
+            )
     if state.plan != plan:
         raise ConfigError(
             f"The run {cfg.name!r} has a checkpoint in {folder}, but the shards of data.train, or train.seed, are not "

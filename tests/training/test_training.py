@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config, OptimConfig
 from ito_ray.errors import ConfigError
-from ito_ray.methods import Method
 from ito_ray.training import checkpoint, loop
+from ito_ray.training.learner import build_learner
 from ito_ray.training.optimizer import build_optimizer, learning_rate
 from ito_ray.training.state import State, read_state, require_same_run
 from tests.tiny import CONTEXT, SIZE, VOCABULARY, tiny_config, tiny_method
@@ -45,22 +47,20 @@ def _batches(cfg: Config, first_step: int = 0) -> Iterator[loop.Arrays]:
 def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> list[dict[str, float]]:
     """Losses by step; checkpoints go to `folder`. `stop_after` raises after that checkpoint, like a kill."""
     torch.set_num_threads(1)
-    method: Method = tiny_method(cfg).float()
-    optimizer = build_optimizer(method, cfg.optim)
+    learner = build_learner(cfg, tiny_method(cfg).float())
     first = 0
     if resume:
-        checkpoint.load_method(folder, method)
-        checkpoint.load_optimizer(folder, method, optimizer)
+        checkpoint.load(folder, learner)
         first = read_state(folder).step
     curve: list[dict[str, float]] = []
 
     def save(done: int) -> None:
-        checkpoint.save(folder, method, optimizer, State(done, {}, cfg.model_dump(mode="json"), "plan", []))
+        checkpoint.save(folder, learner, State(done, {}, cfg.model_dump(mode="json"), "plan", []))
         if done == stop_after:
             raise KeyboardInterrupt
 
     hooks = loop.Hooks(lambda _, metrics: curve.append(metrics), lambda _: None, save)
-    loop.train(cfg, method, method, optimizer, _batches(cfg, first), torch.device("cpu"), hooks, first)
+    loop.train(cfg, learner, _batches(cfg, first), torch.device("cpu"), hooks, first)
     return curve
 
 
@@ -72,18 +72,29 @@ def test_golden_curve(tmp_path: Path) -> None:
     assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.5, "it learns"
 
 
-def test_resumed_equals_undisturbed(tmp_path: Path) -> None:
+RESUMED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "moving_average": {"train": {"ema": 0.9}},
+    "micro_batches": {"train": {"micro_batch": 2}},
+    **{name: {"optim": {"name": name}} for name in ("lion", "muon", "adafactorbv", "nadamw", "adopt")},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_equals_undisturbed(name: str, tmp_path: Path) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     whole.mkdir()
     part.mkdir()
-    cfg = _config()
+    cfg = overlay(_config(), RESUMED[name], source="test")
     straight = _train(cfg, whole)
     with pytest.raises(KeyboardInterrupt):
         _train(cfg, part, stop_after=20)
     resumed = _train(cfg, part, resume=True)
     assert [m["loss/total"] for m in resumed] == [m["loss/total"] for m in straight[20:]]
-    for name in ("method.safetensors", "optimizer.safetensors"):
-        one, other = load_file(whole / name), load_file(part / name)
+    tensors = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert len(tensors) == (3 if cfg.train.ema else 2)
+    for file in tensors:
+        one, other = load_file(whole / file), load_file(part / file)
         assert set(one) == set(other)
         assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -153,5 +164,7 @@ def test_another_model_is_not_resumed(tmp_path: Path) -> None:
     require_same_run(state, tiny_config(train={"steps": 99, "log_every": 5}, optim={"lr": 5e-4}), "plan", tmp_path)
     with pytest.raises(ConfigError, match=r"method\.fusion_weight=7"):
         require_same_run(state, tiny_config(method={"fusion_weight": 7.0}), "plan", tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.ema=0\.9"):
+        require_same_run(state, _config(ema=0.9), "plan", tmp_path)
     with pytest.raises(ConfigError, match="restore the shards to resume"):
         require_same_run(state, cfg, "another plan", tmp_path)

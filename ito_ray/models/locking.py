@@ -1,0 +1,49 @@
+"""Lock a tower, as LiT does: its weights and running statistics stay, the last n layers excepted.
+
+Source: Zhai et al., LiT, https://arxiv.org/abs/2111.07991.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+
+def lock_image_net(net: Any, open_layers: int) -> None:
+    """Freeze a timm model but for its last layers, as timm itself counts them (blocks; a final norm is one's own).
+
+    Args:
+        net: the timm model.
+        open_layers: how many of its parameter groups stay trainable, the last ones.
+    """
+    groups: dict[int, list[str]] = group_parameters(net, net.group_matcher())
+    ordered = [groups[index] for index in sorted(groups)]
+    _lock(net, {name for group in ordered[max(0, len(ordered) - open_layers) :] for name in group})
+
+
+def lock_text_net(net: nn.Module, open_layers: int) -> None:
+    """Freeze a Hugging Face text model but for its last `open_layers` layers and what comes after them."""
+    prefix, layers = max(
+        ((name, module) for name, module in net.named_modules() if isinstance(module, nn.ModuleList)),
+        key=lambda found: len(found[1]),
+    )
+    names = [name for name, _ in net.named_parameters()]
+    first_of_layers = next(i for i, name in enumerate(names) if name.startswith(f"{prefix}."))
+    closed = {f"{prefix}.{i}." for i in range(len(layers) - open_layers)}
+    after = names[first_of_layers:] if open_layers else []
+    _lock(net, {name for name in after if not any(name.startswith(layer) for layer in closed)})
+
+
+def keep_statistics(net: nn.Module) -> None:
+    """Modules whose weights are all locked stay in evaluation mode: no dropout, no moving of running statistics."""
+    for module in net.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def _lock(net: nn.Module, still_open: set[str]) -> None:
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in still_open)
