@@ -171,6 +171,8 @@ class TrainConfig(Section):
     steps: PositiveInt = 150_000
     global_batch: PositiveInt = 2048
     """B, pairs per step over all ranks."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every rank holds everything; fsdp: they share weights, gradients and moments: for towers that do not fit."""
     micro_batch: NonNegativeInt = 0
     """Pairs of one rank that go through the towers at once; the loss still contrasts the whole batch (gradient
     caching), for one more forward pass. 0 = all at once. BatchNorm sees micro-batches, as it sees ranks."""
@@ -255,6 +257,11 @@ class Config(Section):
                 f"train.micro_batch={train.micro_batch} does not divide the {share} pairs of one worker "
                 f"(train.global_batch={train.global_batch}, train.workers={train.workers}): take a divisor, or 0 for "
                 "the whole batch at once."
+            )
+        if train.parallel == "fsdp" and train.ema:
+            raise ConfigError(
+                f"train.ema={train.ema:g} keeps a whole second encoder on every rank, and train.parallel=fsdp is there "
+                "to avoid that: set train.ema=0 or train.parallel=ddp."
             )
         if steps >= train.steps:
             raise ConfigError(

@@ -10,6 +10,8 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
+from ito_ray.models.blocks import repeated_blocks
+
 
 def lock_image_net(net: Any, open_layers: int) -> None:
     """Freeze a timm model but for its last layers, as timm itself counts them (blocks; a final norm is one's own).
@@ -25,10 +27,7 @@ def lock_image_net(net: Any, open_layers: int) -> None:
 
 def lock_text_net(net: nn.Module, open_layers: int) -> None:
     """Freeze a Hugging Face text model but for its last `open_layers` layers and what comes after them."""
-    prefix, layers = max(
-        ((name, module) for name, module in net.named_modules() if isinstance(module, nn.ModuleList)),
-        key=lambda found: len(found[1]),
-    )
+    prefix, layers = repeated_blocks(net)
     names = [name for name, _ in net.named_parameters()]
     first_of_layers = next(i for i, name in enumerate(names) if name.startswith(f"{prefix}."))
     closed = {f"{prefix}.{i}." for i in range(len(layers) - open_layers)}

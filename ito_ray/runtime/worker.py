@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from ito_ray.config.schema import Config
 from ito_ray.data.position import Position, Taken
 from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
@@ -22,7 +23,7 @@ from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.stream import rank_batches
-from ito_ray.training import checkpoint, loop
+from ito_ray.training import checkpoint, loop, parallel
 from ito_ray.training.learner import Learner, build_learner
 from ito_ray.training.state import State, read_state
 
@@ -51,6 +52,9 @@ def _train(launch: Launch) -> None:
     torch.manual_seed(cfg.train.seed)
     method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
     method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
+    sharded = cfg.train.parallel == "fsdp"
+    if sharded:
+        parallel.shard(method, device)
     learner = build_learner(cfg, method)
 
     step, position = 0, Position()
@@ -59,7 +63,8 @@ def _train(launch: Launch) -> None:
             state = read_state(Path(folder))
             checkpoint.load(Path(folder), learner)
         step, position = state.step, Position.from_json(state.position)
-    learner.model = ray.train.torch.prepare_model(method)
+    if not sharded:
+        learner.model = ray.train.torch.prepare_model(method)
 
     def log(kind: str, done: int, metrics: dict[str, float]) -> None:
         launch.monitor.log.remote(done, {f"{kind}/{name}": value for name, value in metrics.items()})
@@ -68,8 +73,10 @@ def _train(launch: Launch) -> None:
         log("train", done, metrics)
 
     def run_evaluation(done: int) -> None:
-        encoder = TowerEncoder(learner.shipped, tokenizer, device, cfg.eval.batch)
-        log("eval", done, evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics())
+        shipped = _gathered(learner.shipped, cfg, tokenizer) if sharded else learner.shipped
+        if rank == 0:  # the others wait in the next collective
+            encoder = TowerEncoder(shipped, tokenizer, device, cfg.eval.batch)
+            log("eval", done, evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics())
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))
@@ -91,11 +98,16 @@ def _of_all_ranks(taken: Taken) -> list[Taken]:
     return gathered
 
 
+def _gathered(encoder: DualEncoder, cfg: Config, tokenizer: Any) -> DualEncoder:
+    """A whole copy of a sharded encoder, for evaluation; a collective."""
+    copy = DualEncoder(cfg.model, tokenizer)
+    copy.load_state_dict({name: parallel.whole(value) for name, value in encoder.state_dict().items()})
+    return copy
+
+
 def _save(state: State, learner: Learner) -> None:
-    """Rank 0 writes; Ray Train moves the folder to the run's storage."""
+    """Every rank writes its part, if it has one; Ray Train moves them together to the run's storage."""
     with tempfile.TemporaryDirectory() as folder:
-        kept = None
-        if ray.train.get_context().get_world_rank() == 0:
-            checkpoint.save(Path(folder), learner, state)
-            kept = ray.train.Checkpoint.from_directory(folder)
+        checkpoint.save(Path(folder), learner, state)
+        kept = ray.train.Checkpoint.from_directory(folder) if any(Path(folder).iterdir()) else None
         ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=f"step-{state.step:08d}")

@@ -23,6 +23,7 @@ from ito_ray.training.finite import FiniteGuard
 from ito_ray.training.instruments import instruments
 from ito_ray.training.learner import Learner
 from ito_ray.training.optimizer import learning_rate, set_learning_rate
+from ito_ray.training.parallel import whole
 from ito_ray.training.step import backward
 
 Arrays = Mapping[str, np.ndarray]
@@ -52,7 +53,7 @@ class Hooks:
     report: Callable[[int, dict[str, float]], None]
     """Every `train.log_every` steps, rank 0: metrics averaged over ranks."""
     evaluate: Callable[[int], None]
-    """Every `eval.every` steps, rank 0; the others wait in the next collective."""
+    """Every `eval.every` steps, all ranks."""
     checkpoint: Callable[[int], None]
     """Every `train.checkpoint_every` steps and at the end, all ranks."""
 
@@ -113,7 +114,7 @@ def train(
             for part in _split(arrays, cfg.train.micro_batch)
         ]
         features, result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf)
+        grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf))
         optimizer.step()
         method.encoder.clamp_logit_scale()
         done, last = step + 1, step + 1 == cfg.train.steps
@@ -134,7 +135,7 @@ def train(
                 hooks.report(done, metrics | {"logit_scale": scale.item(), "lr": rate} | clock.rates())
         if checkpoint_now:
             hooks.checkpoint(done)
-        if evaluate_now and rank() == 0:
+        if evaluate_now:
             hooks.evaluate(done)
         if checkpoint_now or evaluate_now:
             clock.rates()  # neither checkpoints nor evaluations count as training time

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ito_ray.methods.base import Batch, Features, Method, StepResult, concatenate
+from ito_ray.training.parallel import average_own_gradients
 
 MakeBatch = Callable[[], Batch]
 """Puts one micro-batch on the device; called once a pass, so that only one is there at a time."""
@@ -38,7 +39,7 @@ def backward(
     """Add the gradients of one step to `method`'s parameters.
 
     Args:
-        model: `method`, or DDP around it.
+        model: `method`, sharded or not, or DDP around it.
         micro_batches: this rank's pairs, in order.
         seed: makes torch's random numbers those of micro-batch i.
         precision: what the towers run under, e.g. autocast.
@@ -53,10 +54,12 @@ def backward(
             features: Features = module(micro_batches[i]())
         return features
 
+    own = [parameter for parameter in method.objective_parameters() if parameter.requires_grad]
     if len(micro_batches) == 1:
         features = embed(model, 0)
         result = method.objective(features)
         result.loss.backward()
+        average_own_gradients(model, own)
         return features.detached(), result
 
     with torch.no_grad(), _buffers_kept(method):
@@ -64,7 +67,6 @@ def backward(
     whole = concatenate(pieces)
     leaves = [tensor.requires_grad_() for tensor in whole.embedded()]
     result = method.objective(whole)
-    own = [parameter for parameter in method.objective_parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(result.loss, [*leaves, *own])
     of_features, of_own = gradients[: len(leaves)], gradients[len(leaves) :]
 
@@ -78,11 +80,12 @@ def backward(
                 roots, wanted = [*roots, *own], [*wanted, *of_own]
             torch.autograd.backward(roots, wanted)
         start = stop
+    average_own_gradients(model, own)
     return whole.detached(), result
 
 
 def _reduced_over_ranks(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Gradients travel once a step, with the last micro-batch."""
+    """Under DDP gradients travel once a step, with the last micro-batch; FSDP keeps only its shard of each."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()

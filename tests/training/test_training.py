@@ -29,7 +29,7 @@ def _config(**train: object) -> Config:
     return tiny_config(train={"steps": STEPS, "log_every": 1, "checkpoint_every": 10, **train})
 
 
-def _batches(cfg: Config, first_step: int = 0) -> Iterator[loop.Arrays]:
+def colours(cfg: Config, first_step: int = 0) -> Iterator[loop.Arrays]:
     """Pictures whose colour is the first word: something to learn, a pure function of the step."""
     step = first_step
     while True:
@@ -60,7 +60,7 @@ def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int |
             raise KeyboardInterrupt
 
     hooks = loop.Hooks(lambda _, metrics: curve.append(metrics), lambda _: None, save)
-    loop.train(cfg, learner, _batches(cfg, first), torch.device("cpu"), hooks, first)
+    loop.train(cfg, learner, colours(cfg, first), torch.device("cpu"), hooks, first)
     return curve
 
 
