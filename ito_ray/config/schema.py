@@ -93,6 +93,8 @@ class ImageTowerConfig(Section):
     """Start from timm's weights; asks the network, so never by default."""
     weights: str = ""
     """Start from this safetensors file of timm's weights for `name`: the same without the network."""
+    patch_drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """ViTs only: share of patches that a training step does not look at (FLIP); cheaper, another regularisation."""
     locked: bool = False
     """LiT: the tower stays as it is, but for its last `open_layers`; needs `pretrained` or `weights`."""
     open_layers: NonNegativeInt = 0

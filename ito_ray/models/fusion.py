@@ -100,8 +100,10 @@ class Fusion(nn.Module):
         """Projected image tokens with positions, the read-out token first: (B,N,D), N one more without a [CLS]."""
         proj = self.image_proj if self.image_proj is not None else tower.proj
         tokens_BND: Tensor = proj(features.tokens_BNQ)
-        positions_ND = sincos_positions(*features.grid, tokens_BND.shape[-1]).to(tokens_BND)
-        tokens_BND = tokens_BND + F.pad(positions_ND, (0, 0, features.prefix, 0))
+        positions_MD = sincos_positions(*features.grid, tokens_BND.shape[-1]).to(tokens_BND)
+        if features.kept_BM is not None:
+            positions_MD = positions_MD[features.kept_BM]
+        tokens_BND = tokens_BND + F.pad(positions_MD, (0, 0, features.prefix, 0))
         if tower.has_cls:
             return tokens_BND
         return torch.cat([features.embedding_BD[:, None].to(tokens_BND), tokens_BND], dim=1)

@@ -13,6 +13,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from ito_ray.config.schema import ImageTowerConfig
@@ -32,6 +33,8 @@ class ImageFeatures:
     """How many of the N tokens have no place in the picture ([CLS], registers); [CLS] comes first."""
     grid: tuple[int, int]
     """Rows and columns of the other tokens."""
+    kept_BM: Tensor | None = None
+    """int64: which places of the grid the other tokens have, where patches were dropped."""
 
 
 def _create(cfg: ImageTowerConfig) -> tuple[nn.Module, dict[str, Any]]:
@@ -69,6 +72,20 @@ def _load_weights(net: nn.Module, cfg: ImageTowerConfig) -> None:
     net.load_state_dict({name: weights[name] for name in wanted})  # a head for classes may be left over
 
 
+class _PatchDrop(nn.Module):
+    """timm's patch dropout (FLIP, https://arxiv.org/abs/2212.00794), remembering what it kept for the fusion."""
+
+    def __init__(self, share: float, prefix: int) -> None:
+        super().__init__()
+        self.drop = PatchDropoutWithIndices(share, prefix)
+        self.kept_BM: Tensor | None = None
+
+    def forward(self, tokens_BNQ: Tensor) -> Tensor:
+        rest_BNQ: Tensor
+        rest_BNQ, self.kept_BM = self.drop(tokens_BNQ)
+        return rest_BNQ
+
+
 class ImageTower(nn.Module):
     """A timm model and its bias-free projection to the shared space.
 
@@ -87,6 +104,8 @@ class ImageTower(nn.Module):
         self.net, self.create_kwargs = _create(cfg)
         self.pooled_width = int(self.net.head_hidden_size)
         self.token_width = int(self.net.num_features)
+        if cfg.patch_drop:
+            self._drop_patches()
         if cfg.weights:
             _load_weights(self.net, cfg)
         if cfg.locked:
@@ -126,17 +145,27 @@ class ImageTower(nn.Module):
         embedding_BD = self.proj(self.net.forward_head(features, pre_logits=True))
         if features.ndim == 3:  # a Transformer's (B,N,Q)
             prefix = int(getattr(self.net, "num_prefix_tokens", 0))
-            return ImageFeatures(embedding_BD, features, prefix, self._grid(features.shape[1] - prefix))
+            kept_BM = self.net.patch_drop.kept_BM if self.cfg.patch_drop else None
+            grid = self._grid(features.shape[1] - prefix)
+            return ImageFeatures(embedding_BD, features, prefix, grid, kept_BM)
         if getattr(self.net, "output_fmt", "NCHW") != "NHWC":
             features = features.permute(0, 2, 3, 1)
         rows, columns = features.shape[1:3]
         return ImageFeatures(embedding_BD, features.flatten(1, 2), 0, (rows, columns))
 
+    def _drop_patches(self) -> None:
+        if not isinstance(getattr(self.net, "patch_drop", None), nn.Module):
+            raise ConfigError(
+                f"model.image.patch_drop={self.cfg.patch_drop:g}, but {self.cfg.name} has no patches to drop: set it "
+                "to 0 or take a ViT."
+            )
+        self.net.patch_drop = _PatchDrop(self.cfg.patch_drop, self.net.num_prefix_tokens)
+
     def _grid(self, tokens: int) -> tuple[int, int]:
         side = int(tokens**0.5)
         patches = getattr(self.net, "patch_embed", None)
         rows, columns = getattr(patches, "grid_size", None) or (side, side)
-        assert rows * columns == tokens, f"{tokens} tokens do not fill a {rows}×{columns} grid"
+        assert self.cfg.patch_drop or rows * columns == tokens, f"{tokens} tokens do not fill a {rows}×{columns} grid"
         return rows, columns
 
 

@@ -10,11 +10,12 @@ import torch
 
 from ito_ray.config.schema import FusionConfig, ImageTowerConfig, TextTowerConfig
 from ito_ray.errors import ConfigError
+from ito_ray.methods.ito import Ito
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.fusion import Fusion, sincos_positions
 from ito_ray.models.image_tower import ImageTower, pixels_to_input
 from ito_ray.models.text_tower import TextTower
-from tests.tiny import Vocabulary, tiny_config
+from tests.tiny import Vocabulary, tiny_config, tiny_method
 
 THIN = {"depth": 1, "embed_dim": 48, "num_heads": 2}
 NETS = [  # name, size, kwargs, tokens, prefix, has [CLS]
@@ -126,3 +127,28 @@ def test_an_untrained_net_of_this_name_exists_in_timm() -> None:
 
     for recipe in RECIPES.values():
         assert timm.is_model(recipe().model.image.name)
+
+
+def test_dropped_patches_keep_their_places() -> None:
+    """The fusion sees each kept patch with the position that it had in the picture."""
+    cfg = tiny_config(model={"image": {"size": 32, "patch_drop": 0.5}})
+    method = tiny_method(cfg).train()
+    assert isinstance(method, Ito) and method.fusion is not None
+    tower = method.encoder.image
+    features = tower(torch.randn(3, 3, 32, 32).double())
+    kept_BM = features.kept_BM
+    assert kept_BM is not None and features.grid == (4, 4)
+    assert [len(set(row.tolist())) for row in kept_BM] == [8, 8, 8]
+    sequence = method.fusion.image_sequence(tower, features)
+    positions = sequence - tower.proj(features.tokens_BNQ)
+    expected = sincos_positions(4, 4, cfg.model.embed_dim).double()
+    for row, places in zip(positions, kept_BM, strict=True):
+        torch.testing.assert_close(row[1:], expected[places])
+        torch.testing.assert_close(row[0], torch.zeros_like(row[0]))
+    assert tower.eval()(torch.randn(1, 3, 32, 32).double()).tokens_BNQ.shape[1] == 17, "only in training"
+
+
+def test_a_net_without_patches_cannot_drop_them() -> None:
+    cfg = ImageTowerConfig(name="resnet10t", size=32, patch_drop=0.5)
+    with pytest.raises(ConfigError, match="has no patches to drop"):
+        ImageTower(cfg, 16)
