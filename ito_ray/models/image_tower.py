@@ -11,10 +11,12 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
+from ito_ray.models.init import init_clip_vit
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def _create(cfg: ImageTowerConfig) -> tuple[nn.Module, dict[str, Any]]:
         raise ConfigError(f"model.image.kwargs={cfg.kwargs}: {cfg.name} refuses them: {error}") from error
 
 
+def _has_pre_norm(net: Any) -> bool:
+    """Whether a Vision Transformer has a LayerNorm before its first block, as CLIP's have."""
+    return isinstance(net.norm_pre, nn.LayerNorm)
+
+
 class ImageTower(nn.Module):
     """A timm model and its bias-free projection to the shared space.
 
@@ -65,6 +72,8 @@ class ImageTower(nn.Module):
         self.cfg = cfg
         self.net: Any
         self.net, self.create_kwargs = _create(cfg)
+        if not cfg.pretrained and isinstance(self.net, VisionTransformer) and _has_pre_norm(self.net):
+            init_clip_vit(self.net)
         self.pooled_width = int(self.net.head_hidden_size)
         self.token_width = int(self.net.num_features)
         self.proj = nn.Linear(self.pooled_width, embed_dim, bias=False)
