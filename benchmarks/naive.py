@@ -76,7 +76,9 @@ class NaiveIto(nn.Module):
 
 
 def _torch_layer(block: Block) -> nn.TransformerEncoderLayer:
-    width, hidden = block.query.in_features, block.mlp[0].out_features
+    first = block.mlp[0]
+    assert isinstance(first, nn.Linear)
+    width, hidden = block.query.in_features, first.out_features
     layer = nn.TransformerEncoderLayer(width, block.heads, hidden, 0.0, "gelu", batch_first=True, norm_first=True)
     parts = {
         "self_attn.out_proj": block.out,

@@ -70,7 +70,7 @@ def count_flops(step: Step) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # its other kernels go uncounted
         step.forward().backward()
     step.optimizer.zero_grad()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def time_steps(steps: dict[str, Step], repeats: int, device: str) -> dict[str, list[tuple[float, float]]]:

@@ -94,7 +94,8 @@ class Step:
 
 def our_loss(method: Method, batch: Batch) -> Tensor:
     """The loss of a method; the only line that knows the methods' contract."""
-    return method(batch).loss
+    loss: Tensor = method(batch).loss
+    return loss
 
 
 def build(setting: Setting, names: Iterable[str]) -> dict[str, Step]:
@@ -157,7 +158,8 @@ def _batch(setting: Setting, model: ModelConfig) -> tuple[Batch, Tensor]:
 
 def _their_optimizer(model: nn.Module) -> torch.optim.AdamW:
     """As OpenCLIP's trainer makes it: two groups, torch's default implementation of AdamW."""
-    plain, decayed = [], []
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         excluded = parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
         (plain if excluded else decayed).append(parameter)

@@ -15,6 +15,9 @@ from ito_ray.models.image_tower import ImageFeatures, ImageTower
 from ito_ray.models.precision import at_least_float32
 from ito_ray.models.text_tower import TextFeatures, TextTower
 
+BF16_PAYS_FROM = 256
+"""D below which bfloat16 makes the fusion's small matrix products slower on CPUs instead of faster (docs/log.md)."""
+
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     """Fixed 2-D sine-cosine positions: float32 (rows·columns, width), half for the row, half for the column.
@@ -115,10 +118,10 @@ class Fusion(nn.Module):
         Padding is masked as keys. The last block computes only the rows that the read-out reads.
         """
         device = image_BND.device.type
-        # On CPUs bfloat16 made these small matrix products twice as slow (docs/log.md).
-        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+        slow = device == "cpu" and image_BND.shape[-1] < BF16_PAYS_FROM
+        with torch.autocast(device, enabled=not slow and torch.is_autocast_enabled(device)):
             sequence_BSD = torch.cat([image_BND, text_BTD], dim=1)
-            if device == "cpu":
+            if slow:
                 sequence_BSD = at_least_float32(sequence_BSD)
             valid_BS = F.pad(valid_BT, (image_BND.shape[1], 0), value=True)
             if self.readout == "token":
