@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ito_ray.config.schema import FusionConfig
 from ito_ray.models.image_tower import ImageFeatures, ImageTower
 from ito_ray.models.precision import at_least_float32
+from ito_ray.models.recompute import activate_and_project
 from ito_ray.models.text_tower import TextFeatures, TextTower
 
 BF16_PAYS_FROM = 256
@@ -65,8 +66,8 @@ class Block(nn.Module):
         query, key, value = (self._by_head(part) for part in (query_BRD, key_BSD, value_BSD))
         attended_BHRE = F.scaled_dot_product_attention(query, key, value, attn_mask=valid_BS[:, None, None])
         tokens_BRD = tokens_BSD[:, :rows] + self.out(attended_BHRE.transpose(1, 2).flatten(2))
-        mixed_BRD: Tensor = tokens_BRD + self.mlp(self.norm_mlp(tokens_BRD))
-        return mixed_BRD
+        up, activation, down = self.mlp
+        return tokens_BRD + activate_and_project(activation, down, up(self.norm_mlp(tokens_BRD)))
 
     def _by_head(self, tokens_BSD: Tensor) -> Tensor:
         return torch.unflatten(tokens_BSD, -1, (self.heads, -1)).transpose(1, 2)

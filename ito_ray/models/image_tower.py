@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.models.init import init_clip_vit
+from ito_ray.models.recompute import make_lean
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class ImageTower(nn.Module):
         self.net, self.create_kwargs = _create(cfg)
         if not cfg.pretrained and isinstance(self.net, VisionTransformer) and _has_pre_norm(self.net):
             init_clip_vit(self.net)
+        make_lean(self.net)
         self.pooled_width = int(self.net.head_hidden_size)
         self.token_width = int(self.net.num_features)
         self.proj = nn.Linear(self.pooled_width, embed_dim, bias=False)
