@@ -67,7 +67,8 @@ class Block(nn.Module):
         attended_BHRE = F.scaled_dot_product_attention(query, key, value, attn_mask=valid_BS[:, None, None])
         tokens_BRD = tokens_BSD[:, :rows] + self.out(attended_BHRE.transpose(1, 2).flatten(2))
         up, activation, down = self.mlp
-        return tokens_BRD + activate_and_project(activation, down, up(self.norm_mlp(tokens_BRD)))
+        mixed_BRD: Tensor = tokens_BRD + activate_and_project(activation, down, up(self.norm_mlp(tokens_BRD)))
+        return mixed_BRD
 
     def _by_head(self, tokens_BSD: Tensor) -> Tensor:
         return torch.unflatten(tokens_BSD, -1, (self.heads, -1)).transpose(1, 2)

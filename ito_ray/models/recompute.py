@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,7 +28,7 @@ def activate_and_project(activation: nn.Module, linear: nn.Module, hidden: Tenso
     return kept
 
 
-class LeanMlp(Mlp):  # type: ignore[misc]  # timm has no types
+class LeanMlp(Mlp):
     """timm's MLP without norm and dropout, the same function and the same weights."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ito_ray.models.recompute import LeanMlp, activate_and_project, make_lean
 
-THIN = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+THIN: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
 
 
 def _run(net: nn.Module, image_BCHW: Tensor, bf16: bool) -> tuple[dict[str, Tensor], int]:
