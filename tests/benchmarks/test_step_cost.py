@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import variants
 from benchmarks.captions import captions, padded_ids
 from benchmarks.peak import measure_in_fresh_process
-from benchmarks.step_cost import check_losses, count_flops, time_steps
+from benchmarks.step_cost import check_losses, count_flops, table, time_steps
 from benchmarks.summary import Measured, ratios, summary
 from benchmarks.variants import TITLES, Setting, build
 from ito_ray.config.schema import ImageTowerConfig, ModelConfig, TextTowerConfig
@@ -89,3 +91,13 @@ def test_summary_has_the_headline_clock() -> None:
     assert fields["ito_wall_time_ratio"] == 3.0
     assert fields["ito_time_spread"] == [1.5, 1.7]
     assert (fields["ito_flop_ratio"], fields["ito_memory_ratio"]) == (1.8, 1.5)
+
+
+def test_table_shows_the_reference_in_units_and_the_rest_as_multiples() -> None:
+    base = Measured((1.0, 1.0), (2.0, 2.0), flops=10**12, step_bytes=2**30, whole_bytes=2**31)
+    own = Measured((1.5, 1.7), (5.0, 7.0), flops=18 * 10**11, step_bytes=2**30, whole_bytes=2**31)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(SETTING, {"open_clip": base, "ito": own}))
+    shown = console.export_text()
+    assert "1.00 s" in shown and "1.00 TFLOP" in shown and "2.00 GiB" in shown
+    assert "1.60 (1.50–1.70)" in shown and "3.00 (2.50–3.50)" in shown and "1.80" in shown
