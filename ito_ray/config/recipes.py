@@ -30,7 +30,7 @@ def cc12m_vitb16() -> Config:
         name="cc12m_vitb16",
         data=DataConfig(shuffle_buffer=4096),
         model=ModelConfig(
-            image=ImageTowerConfig(name="vit_base_patch16_224", size=224),
+            image=ImageTowerConfig(name="vit_base_patch16_clip_224", size=224),  # OpenCLIP's ViT-B-16
             text=TextTowerConfig(kind="clip", width=512, layers=12, heads=8, context=77, pool="last"),
             embed_dim=512,
         ),

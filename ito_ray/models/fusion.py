@@ -14,7 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from ito_ray.config.schema import FusionConfig
 from ito_ray.models.image_tower import ImageFeatures, ImageTower
 from ito_ray.models.precision import at_least_float32
+from ito_ray.models.recompute import activate_and_project
 from ito_ray.models.text_tower import TextFeatures, TextTower
+
+BF16_PAYS_FROM = 256
+"""D below which bfloat16 makes the fusion's small matrix products slower on CPUs instead of faster (docs/log.md)."""
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
@@ -63,7 +67,8 @@ class Block(nn.Module):
         query, key, value = (self._by_head(part) for part in (query_BRD, key_BSD, value_BSD))
         attended_BHRE = F.scaled_dot_product_attention(query, key, value, attn_mask=valid_BS[:, None, None])
         tokens_BRD = tokens_BSD[:, :rows] + self.out(attended_BHRE.transpose(1, 2).flatten(2))
-        mixed_BRD: Tensor = tokens_BRD + self.mlp(self.norm_mlp(tokens_BRD))
+        up, activation, down = self.mlp
+        mixed_BRD: Tensor = tokens_BRD + activate_and_project(activation, down, up(self.norm_mlp(tokens_BRD)))
         return mixed_BRD
 
     def _by_head(self, tokens_BSD: Tensor) -> Tensor:
@@ -119,10 +124,10 @@ class Fusion(nn.Module):
         Padding is masked as keys. The last block computes only the rows that the read-out reads.
         """
         device = image_BND.device.type
-        # On CPUs bfloat16 made these small matrix products twice as slow (docs/log.md).
-        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+        slow = device == "cpu" and image_BND.shape[-1] < BF16_PAYS_FROM
+        with torch.autocast(device, enabled=not slow and torch.is_autocast_enabled(device)):
             sequence_BSD = torch.cat([image_BND, text_BTD], dim=1)
-            if device == "cpu":
+            if slow:
                 sequence_BSD = at_least_float32(sequence_BSD)
             valid_BS = F.pad(valid_BT, (image_BND.shape[1], 0), value=True)
             if self.readout == "token":

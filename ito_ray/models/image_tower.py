@@ -14,11 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import PatchDropoutWithIndices
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
+from ito_ray.models.init import init_clip_vit
 from ito_ray.models.locking import keep_statistics, lock_image_net
+from ito_ray.models.recompute import make_lean
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class _PatchDrop(nn.Module):
         return rest_BNQ
 
 
+def _has_pre_norm(net: Any) -> bool:
+    """Whether a Vision Transformer has a LayerNorm before its first block, as CLIP's have."""
+    return isinstance(net.norm_pre, nn.LayerNorm)
+
+
 class ImageTower(nn.Module):
     """A timm model and its bias-free projection to the shared space.
 
@@ -102,6 +110,9 @@ class ImageTower(nn.Module):
         self.cfg = cfg
         self.net: Any
         self.net, self.create_kwargs = _create(cfg)
+        if not cfg.pretrained and isinstance(self.net, VisionTransformer) and _has_pre_norm(self.net):
+            init_clip_vit(self.net)
+        make_lean(self.net)
         self.pooled_width = int(self.net.head_hidden_size)
         self.token_width = int(self.net.num_features)
         if cfg.patch_drop:

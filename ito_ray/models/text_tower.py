@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ito_ray.config.schema import TextTowerConfig
 from ito_ray.errors import ConfigError
+from ito_ray.models.init import init_clip_text
 from ito_ray.models.locking import keep_statistics, lock_text_net
 
 
@@ -64,24 +65,8 @@ def _clip(cfg: TextTowerConfig, tokenizer: Any) -> nn.Module:
         pad_token_id=tokenizer.pad_token_id,
     )
     net: nn.Module = CLIPTextModel(config)
-    _init_as_published(net)
+    init_clip_text(net)
     return net
-
-
-def _init_as_published(net: Any) -> None:
-    """CLIP's own initialisation (https://arxiv.org/abs/2103.00020, released code); Hugging Face's differs."""
-    width, layers = net.config.hidden_size, net.config.num_hidden_layers
-    normal = nn.init.normal_
-    normal(net.embeddings.token_embedding.weight, std=0.02)
-    normal(net.embeddings.position_embedding.weight, std=0.01)
-    residual_std = width**-0.5 * (2 * layers) ** -0.5
-    for block in net.encoder.layers:
-        attention = block.self_attn
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            normal(projection.weight, std=width**-0.5)
-        normal(attention.out_proj.weight, std=residual_std)
-        normal(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
-        normal(block.mlp.fc2.weight, std=residual_std)
 
 
 def pretrained_folder(source: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ito_ray.models.fusion import Block
+from ito_ray.config.schema import FusionConfig, ImageTowerConfig
+from ito_ray.models.fusion import Block, Fusion
+from ito_ray.models.image_tower import ImageTower
 
 D, HEADS = 16, 2
 
@@ -35,3 +38,22 @@ def test_block_is_torchs_pre_norm_layer() -> None:
     expected = _torchs(block)(tokens_BSD, src_key_padding_mask=~valid_BS)
     torch.testing.assert_close(block(tokens_BSD, valid_BS), expected)
     torch.testing.assert_close(block(tokens_BSD, valid_BS, rows=1), expected[:, :1])
+
+
+@pytest.mark.parametrize(("width", "expected"), [(128, torch.float32), (256, torch.bfloat16)])
+def test_narrow_fusion_leaves_autocast_on_cpus(width: int, expected: torch.dtype) -> None:
+    kwargs = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    tower = ImageTower(ImageTowerConfig(name="vit_tiny_patch16_224", size=32, kwargs=kwargs), width)
+    fusion = Fusion(FusionConfig(heads=4), tower, context=6, embed_dim=width)
+    seen: list[torch.dtype] = []
+
+    def record(_: nn.Module, __: object, output: Tensor) -> None:
+        seen.append(output.dtype)
+
+    for block in fusion.blocks:
+        assert isinstance(block, Block)
+        block.out.register_forward_hook(record)
+    with torch.autocast("cpu", torch.bfloat16):
+        fused_BD = fusion(torch.randn(3, 5, width), torch.randn(3, 6, width), torch.ones(3, 6, dtype=torch.bool))
+    assert seen == [expected, expected]
+    assert fused_BD.dtype == torch.float32

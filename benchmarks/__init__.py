@@ -1,0 +1,1 @@
+"""Measurements against the public code: run as python -m benchmarks.step_cost."""
