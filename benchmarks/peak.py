@@ -21,8 +21,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,43 +35,62 @@ STEPS = 2
 
 def measure_in_fresh_process(setting: Setting, name: str) -> dict[str, int]:
     """`step` and `whole` of the variant `name`, in bytes."""
+    return in_fresh_process("benchmarks.peak", json.dumps(asdict(setting)), name)
+
+
+def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a module that prints JSON in its last line.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    command = [sys.executable, "-m", "benchmarks.peak", json.dumps(asdict(setting)), name]
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{name} failed in a fresh process:\n{done.stderr[-2000:]}")
-    peak: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return peak
+        raise RuntimeError(f"{' '.join(command[1:])} failed in a fresh process:\n{done.stderr[-2000:]}")
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed
 
 
-def measure_here(setting: Setting, name: str) -> dict[str, int]:
-    """The same in this process, which must have run nothing else."""
-    torch.set_num_threads(setting.threads)
-    bare = _status("VmRSS") if setting.device == "cpu" else 0
-    step = build(setting, [name])[name]
+def peak_of(step: Callable[[], None], optimizer: torch.optim.Optimizer, device: str, bare: int) -> dict[str, int]:
+    """`step` and `whole` of a training step in this process, which must have run nothing else.
+
+    Args:
+        bare: resident bytes before the model was built.
+    """
     step()
-    step.optimizer.zero_grad()
+    optimizer.zero_grad()
     gc.collect()
-    if setting.device != "cpu":
+    if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         for _ in range(STEPS):
             step()
         whole = torch.cuda.max_memory_allocated()
         return {"step": whole - before, "whole": whole}
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(STEPS):
         step()
-    peak = _status("VmHWM")
+    peak = resident("VmHWM")
     return {"step": peak - before, "whole": peak - bare}
 
 
-def _status(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes, of Linux's own account of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
+def main(described: str, name: str) -> None:
+    """Measure one variant here and print it."""
+    setting = Setting(**json.loads(described))
+    torch.set_num_threads(setting.threads)
+    bare = resident("VmRSS")
+    step = build(setting, [name])[name]
+    print(json.dumps(peak_of(step, step.optimizer, setting.device, bare)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure_here(Setting(**json.loads(sys.argv[1])), sys.argv[2])))
+    main(*sys.argv[1:])

@@ -111,7 +111,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         micro_batches = [
             partial(to_batch, part, device, cfg.model.image.mean, cfg.model.image.std)
-            for part in _split(arrays, cfg.train.micro_batch)
+            for part in split(arrays, cfg.train.micro_batch)
         ]
         features, result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
         grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf))
@@ -141,7 +141,7 @@ def train(
             clock.rates()  # neither checkpoints nor evaluations count as training time
 
 
-def _split(arrays: Arrays, micro_batch: int) -> list[Arrays]:
+def split(arrays: Arrays, micro_batch: int) -> list[Arrays]:
     """The host batch in pieces of `micro_batch` samples; whole for 0."""
     count = len(arrays["lengths"])
     size = micro_batch or count
