@@ -12,7 +12,7 @@ from PIL import Image
 _BITS = 64
 _GRID = 4
 _COLOUR_LEVELS = 4.0
-"""Mean difference of the grid's colours, 0…255, up to which pictures are the same; scaling with JPEG 50 makes about 2."""
+"""Mean difference of the grid's colours, 0…255, up to which pictures are the same; scaled and at JPEG 50: about 2."""
 
 
 def look_of(image: Image.Image) -> bytes:

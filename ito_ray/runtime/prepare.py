@@ -9,12 +9,12 @@ from typing import Any, Literal, cast
 import numpy as np
 import ray.data
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ito_ray.data.prepare.job import Job, alone, open_job
 from ito_ray.data.prepare.options import Output
 from ito_ray.errors import ItoError
 from ito_ray.runtime.cluster import connect
+from ito_ray.runtime.console import progress_line
 from ito_ray.runtime.stream import Rest
 
 MOST_TASKS = 2000
@@ -68,12 +68,11 @@ def _run(job: Job, numbers: Sequence[int], what: Literal["inspect", "write"], *,
     done, samples = total - len(numbers), 0
     if done:
         console.print(f"    {title}: {done} of {total} were done before")
-    with _progress(console) as progress:
-        task = progress.add_task(title, total=total, completed=done, samples="")
+    with progress_line(console, title) as update:
         try:
             for batch in cast(Any, results).iter_batches(batch_size=None, batch_format="numpy"):
                 done, samples = done + len(batch["samples"]), samples + int(batch["samples"].sum())
-                progress.update(task, completed=done, samples=f"{samples:,} samples")
+                update(done / total, f"{done:,} of {total:,}, {samples:,} samples")
         except Exception as error:
             known = _cause(error)
             if known is None:
@@ -81,20 +80,6 @@ def _run(job: Job, numbers: Sequence[int], what: Literal["inspect", "write"], *,
             raise known from None
     if not console.is_terminal:
         console.print(f"    {title}: {done}/{total}, {samples:,} samples")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("    {task.description}"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[samples]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _cause(error: BaseException | None) -> ItoError | None:
