@@ -32,7 +32,9 @@ def contact_png(pairs: Sequence[Pair], path: Path, *, title: str) -> Path:
     height = 0.5 + 2.45 * rows
     figure = Figure(figsize=(1.9 * _COLUMNS, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.015, 1 - 0.25 / height, textwrap.shorten(title, 110), weight="bold", color=_INK, va="center", parse_math=False)
+    figure.text(
+        0.015, 1 - 0.25 / height, textwrap.shorten(title, 110), weight="bold", color=_INK, va="center", parse_math=False
+    )
     for number, pair in enumerate(pairs):
         row, column = divmod(number, _COLUMNS)
         bottom = height - 0.5 - 2.45 * row - 1.65

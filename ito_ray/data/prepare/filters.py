@@ -81,8 +81,8 @@ class Where:
         for node in (ast.Attribute, ast.Assign, ast.AugAssign, ast.Import):
             self._evaluator.nodes.pop(node, None)
         try:
-            self._parsed = self._evaluator.parse(expression.strip())
-        except Exception as error:  # simpleeval's own kinds and SyntaxError
+            self._parsed = ast.parse(expression.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigError(f"--where {expression!r} is no expression: {error}. {_allowed()}") from error
         self._refuse_unknown()
 

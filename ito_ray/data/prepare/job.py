@@ -80,7 +80,7 @@ class Job:
         placement = place(inspected, self.options.rules(self.source))
         balance = account(inspected, placement)
         chosen = [number for number, reason in enumerate(placement.reasons) if reason is not None]
-        lost = inspected.select(["key", "url"]).take(chosen)
+        lost = inspected.select(["key", "url"]).take(pa.array(chosen, pa.int64()))
         reasons = [placement.reasons[number] or ("", "") for number in chosen]
         columns = [lost["key"], [reason for reason, _ in reasons], [detail for _, detail in reasons], lost["url"]]
         _write_parquet(pa.table(columns, schema=_DROPPED), self.out / DROPPED)
@@ -176,17 +176,22 @@ class Job:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keep other processes out of the folder. Raises DataError when one is at work there."""
+    """Keep other processes out of the folder. Raises DataError when one is at work there, or when it is a file."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file: give a folder.")
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    lock = out / f"{WORK}.lock"
+    lock = FileLock(out / f"{WORK}.lock")
     try:
-        with FileLock(lock, timeout=0):
-            yield
-            lock.unlink(missing_ok=True)
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise DataError(f"Another process prepares --out {out}: wait for it or stop it.") from error
+    try:
+        yield
     finally:
-        if not any(out.iterdir()):
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        if new and not any(out.iterdir()):
             out.rmdir()
 
 
@@ -199,8 +204,6 @@ def open_job(options: Output) -> Job | dict[str, Any]:
     out, request = options.out.absolute(), options.request()
     manifest = _known(out / MANIFEST)
     begun = _known(out / WORK / "job.json")
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file: give a folder.")
     if not manifest and not begun and out.exists() and any(not path.name.startswith(WORK) for path in out.iterdir()):
         raise DataError(f"--out {out} is not empty and was not made by prepare: give a new folder or empty it.")
     for found in (manifest, begun):
