@@ -132,13 +132,13 @@ def look_into(cfg: Config, options: Doctor, console: Console) -> dict[str, Any]:
     show(found, cfg, console)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        console.print(f"Numbers  {options.json}", soft_wrap=True)
+        console.print(f"Numbers  {options.json}", soft_wrap=True, markup=False)
     if options.pictures and survey.pairs:
         options.pictures.mkdir(parents=True, exist_ok=True)
         title = f"{len(survey.pairs)} random pairs of {' '.join(cfg.data.train)}"
         contact_png(survey.pairs, options.pictures / "contact.png", title=title)
         page = contact_html(survey.pairs, options.pictures / "contact.html", title=title)
-        console.print(f"Pictures {page.with_suffix('.png')} and {page.name}", soft_wrap=True)
+        console.print(f"Pictures {page.with_suffix('.png')} and {page.name}", soft_wrap=True, markup=False)
     return found
 
 
@@ -226,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         return 1
     data = f" --data.train {' '.join(options.data)}" if options.data else ""
-    console.print(f"Next: python -m pipelines.train --recipe {options.recipe or 'icons_cpu'}{data}", soft_wrap=True)
+    console.print(
+        f"Next: python -m pipelines.train --recipe {options.recipe or 'icons_cpu'}{data}", soft_wrap=True, markup=False
+    )
     return 0
 
 

@@ -202,9 +202,9 @@ def _prepare_shards(options: Output, console: Console) -> None:
     manifest, made = prepare(options, console)
     totals, out = manifest["totals"], options.out
     if made:
-        console.print(f"Made {out} in {time.perf_counter() - start:.1f} s", soft_wrap=True)
+        console.print(f"Made {out} in {time.perf_counter() - start:.1f} s", soft_wrap=True, markup=False)
     else:
-        console.print(f"{out} already holds this data, nothing to do", soft_wrap=True)
+        console.print(f"{out} already holds this data, nothing to do", soft_wrap=True, markup=False)
     console.print(_account(manifest))
     captions = manifest["captions"]
     console.print(
@@ -213,13 +213,15 @@ def _prepare_shards(options: Output, console: Console) -> None:
         f"{captions['of_dropped']:,} dropped with their sample"
     )
     if manifest["dropped"]:
-        console.print(f"Each dropped input with its reason: {out / DROPPED}", soft_wrap=True)
+        console.print(f"Each dropped input with its reason: {out / DROPPED}", soft_wrap=True, markup=False)
     if manifest["dropped"].get("duplicate_key") and isinstance(options, Shards) and options.keys == "own":
         console.print("If the keys begin anew in every shard, the pictures differ: remove the folder, add --keys shard")
     heldout = f" --data.heldout {out / 'val'}" if manifest["written"]["val"] else ""
-    console.print(f"Next: python -m pipelines.doctor --data {out / 'train'}", soft_wrap=True)
+    console.print(f"Next: python -m pipelines.doctor --data {out / 'train'}", soft_wrap=True, markup=False)
     console.print(
-        f"then: python -m pipelines.train --recipe cc12m_vitb16 --data.train {out / 'train'}{heldout}", soft_wrap=True
+        f"then: python -m pipelines.train --recipe cc12m_vitb16 --data.train {out / 'train'}{heldout}",
+        soft_wrap=True,
+        markup=False,
     )
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -32,7 +33,8 @@ def _survey(folder: Path, *, limit: int = 0, batch: int = 8) -> tuple[Survey, di
 def folder(tmp_path: Path) -> Path:
     out = tmp_path / "shards"
     out.mkdir()
-    textured = Image.effect_noise((60, 40), 90).resize((120, 80)).convert("RGB")
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    textured = Image.fromarray(coarse).resize((120, 80), Image.Resampling.BICUBIC)
     meta = json.dumps({"captions": ["a second one"], "artist": "me"}).encode()
     rows = [(f"k{n}", {"png": picture(n, size=20 + n), "txt": f"word number {n}".encode()}) for n in range(30)]
     rows += [
@@ -67,7 +69,7 @@ def test_numbers_are_those_of_the_shards(folder: Path) -> None:
     assert found["steps_per_pass"] == 34 // 8
     assert found["shards"]["kinds"] == {"tar": 2}
     assert views_ms(survey, size=16) > 0
-    assert json.loads(json.dumps(found)) == json.loads(json.dumps(found))
+    assert json.dumps(found, allow_nan=False)
 
 
 def test_a_part_of_the_shards_stands_for_all(tmp_path: Path) -> None:

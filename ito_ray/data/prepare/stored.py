@@ -52,7 +52,7 @@ class ShardSource:
     @staticmethod
     def open(patterns: Sequence[str], keys: Keys, columns: ColumnsConfig) -> ShardSource:
         """List the shards. Raises DataError when nothing matches, see `list_shards`."""
-        shards = list_shards(patterns, field="The source")
+        shards = list_shards(patterns, field="shards")
         sample_bytes = mean_sample_bytes(shards)
         runs = []
         for shard in shards:
