@@ -1,4 +1,4 @@
-"""Make data to train on: `python -m pipelines.prepare icons --out data/icons`."""
+"""Make data to train on: `python -m pipelines.prepare icons --out data/icons`, or from what you have (`--help`)."""
 
 import dataclasses
 import json
@@ -12,9 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from ito_ray.data.icons.render import Placement
 from ito_ray.data.icons.splits import (
@@ -26,9 +28,27 @@ from ito_ray.data.icons.splits import (
     read_catalogue,
     render_split,
 )
+from ito_ray.data.prepare.job import DROPPED, reasons_of
+from ito_ray.data.prepare.options import Coco, Folder, HuggingFace, Output, Shards, Table
 from ito_ray.data.write import JsonValue, ShardFormat, write_shards
 from ito_ray.errors import DataError, ItoError
 
+DESCRIPTION = """Make tar or Parquet shards to train on, in parallel, with an account of every input.
+
+  icons         the demo's pictures, drawn offline: needs nothing
+  table         pictures in files, captions in a CSV, TSV, JSON-lines or Parquet table
+  coco          COCO's captions_*.json and a folder of pictures
+  folder        name.jpg with name.txt beside it
+  huggingface   a data set that `datasets` saved on disk
+  shards        other shards: filter, mix and cut them anew
+
+For example:
+
+  python -m pipelines.prepare table pairs.csv --images photos --out data/pairs --val-fraction 0.01
+
+A killed job goes on when the same command is run again. What is left out is listed by reason, and input by input in
+dropped.parquet."""
+SOURCES = {"table": Table, "coco": Coco, "folder": Folder, "huggingface": HuggingFace, "shards": Shards}
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 # Below this many pictures, starting processes takes longer than it saves.
@@ -174,15 +194,65 @@ def _report(out: Path, made: bool, seconds: float) -> None:
     print("Next: python -m pipelines.train --recipe icons_cpu")
 
 
+def _prepare_shards(options: Output, console: Console) -> None:
+    """Make the shards and print the account."""
+    from ito_ray.runtime.prepare import prepare  # Ray takes a second that --help should not
+
+    start = time.perf_counter()
+    manifest, made = prepare(options, console)
+    totals, out = manifest["totals"], options.out
+    if made:
+        console.print(f"Made {out} in {time.perf_counter() - start:.1f} s", soft_wrap=True, markup=False)
+    else:
+        console.print(f"{out} already holds this data, nothing to do", soft_wrap=True, markup=False)
+    console.print(_account(manifest))
+    captions = manifest["captions"]
+    console.print(
+        f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB; captions: {captions['written']:,} of "
+        f"{captions['read']:,} written, {captions['removed_by_length']:,} removed by length, "
+        f"{captions['of_dropped']:,} dropped with their sample"
+    )
+    if manifest["dropped"]:
+        console.print(f"Each dropped input with its reason: {out / DROPPED}", soft_wrap=True, markup=False)
+    if manifest["dropped"].get("duplicate_key") and isinstance(options, Shards) and options.keys == "own":
+        console.print("If the keys begin anew in every shard, the pictures differ: remove the folder, add --keys shard")
+    heldout = f" --data.heldout {out / 'val'}" if manifest["written"]["val"] else ""
+    console.print(f"Next: python -m pipelines.doctor --data {out / 'train'}", soft_wrap=True, markup=False)
+    console.print(
+        f"then: python -m pipelines.train --recipe cc12m_vitb16 --data.train {out / 'train'}{heldout}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _account(manifest: dict[str, Any]) -> RichTable:
+    table = RichTable(box=None, pad_edge=False)
+    table.add_column("Inputs")
+    table.add_column("Samples", justify="right")
+    table.add_column("Share", justify="right")
+    for what, count in reasons_of(manifest):
+        table.add_row(what, f"{count:,}", f"{count / manifest['inputs']:.2%}")
+    table.add_row("[bold]sum = inputs[/bold]", f"[bold]{manifest['inputs']:,}[/bold]", "")
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, make the data, say what was made; the exit code."""
-    options = tyro.extras.subcommand_cli_from_dict({"icons": Icons}, prog="python -m pipelines.prepare", args=arguments)
     start = time.perf_counter()
     try:
+        options = tyro.extras.subcommand_cli_from_dict(
+            {"icons": Icons, **SOURCES}, prog="python -m pipelines.prepare", description=DESCRIPTION, args=arguments
+        )
+        if isinstance(options, Output):
+            _prepare_shards(options, Console(highlight=False))
+            return 0
         made = prepare_icons(options)
     except ItoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command again goes on.", file=sys.stderr)
+        return 130
     _report(options.out, made, time.perf_counter() - start)
     return 0
 

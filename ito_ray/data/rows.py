@@ -87,7 +87,7 @@ def _from_tar(sample: TarSample) -> tuple[bytes, tuple[str, ...], dict[str, Any]
         if not isinstance(meta, dict):
             raise BadSample("bad_json", f"an object is expected, not {type(meta).__name__}")
         found += _json_captions(meta)
-    return image, _captions(found), meta
+    return image, usable_captions(found), meta
 
 
 def _from_parquet(row: ParquetRow) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
@@ -99,7 +99,7 @@ def _from_parquet(row: ParquetRow) -> tuple[bytes, tuple[str, ...], dict[str, An
     found = [_utf8(value) if isinstance(value, bytes) else value for value in values if value is not None]
     if not all(isinstance(value, str) for value in found):
         raise BadSample("missing_caption", f"the column holds {type(found[0]).__name__}, not text")
-    return image, _captions(found), row.meta
+    return image, usable_captions(found), row.meta
 
 
 def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | None:
@@ -126,8 +126,8 @@ def _json_captions(meta: dict[str, Any]) -> list[str]:
     return values
 
 
-def _captions(found: Iterable[str]) -> tuple[str, ...]:
-    """Cleaned, those that say something, each once, in order."""
+def usable_captions(found: Iterable[str]) -> tuple[str, ...]:
+    """Cleaned, those that say something, each once, in order. Raises BadSample when none is left."""
     captions = dict.fromkeys(clean(text) for text in found)
     said = tuple(text for text in captions if text)
     if not said:

@@ -1,6 +1,6 @@
 """Write image-text shards: WebDataset tar or Parquet, byte-equal for equal input.
 
-A tar member group is `KEY.png`, `KEY.txt` (first caption) and `KEY.json` (the metadata plus
+A tar member group is `KEY.png` (or `.jpg`, `.webp`), `KEY.txt` (first caption) and `KEY.json` (the metadata plus
 `captions`); a Parquet row is `key, image, captions, meta` with `meta` as a JSON string.
 """
 
@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import tarfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ito_ray.errors import DataError
 ShardFormat = Literal["tar", "parquet"]
 JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
+PARTIAL = ".partial"
+"""End of the name of a file in the making."""
 PARQUET_ROW_GROUP = 128
 PARQUET_SCHEMA = pa.schema(
     [
@@ -37,13 +40,15 @@ class Sample:
     """One picture with its captions.
 
     `key` must be unique in the data set and free of dots and slashes (a dot would end the key of
-    a WebDataset member). `image` is an encoded PNG. `captions[0]` is the one written to `KEY.txt`.
+    a WebDataset member). `image` is an encoded picture, `extension` names its format in a tar.
+    `captions[0]` is the one written to `KEY.txt`.
     """
 
     key: str
     image: bytes
     captions: tuple[str, ...]
     meta: Mapping[str, JsonValue]
+    extension: str = "png"
 
     def __post_init__(self) -> None:
         if not self.key or "." in self.key or "/" in self.key:
@@ -73,7 +78,6 @@ def write_shards(
     if per_shard < 1:
         raise DataError(f"per_shard is {per_shard}: a shard must hold at least 1 sample.")
     folder.mkdir(parents=True, exist_ok=True)
-    write = _write_tar if format == "tar" else _write_parquet
     shards: dict[str, int] = {}
     seen: set[str] = set()
     for index, group in enumerate(_groups(samples, per_shard)):
@@ -82,11 +86,22 @@ def write_shards(
                 raise DataError(f"Sample key {sample.key!r} comes twice: keys must be unique.")
             seen.add(sample.key)
         name = f"{prefix}-{index:05d}.{format}"
-        partial = folder / f".{name}.partial"
-        write(partial, group)
-        partial.replace(folder / name)
+        write_shard(group, folder / name, format=format)
         shards[name] = len(group)
     return shards
+
+
+def write_shard(samples: Sequence[Sample], path: Path, *, format: ShardFormat) -> None:
+    """Write one shard beside `path` and rename it, so that `path` is whole whenever it exists.
+
+    Two processes may write the same shard at once (a killed run's last task and its successor's first).
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        (_write_tar if format == "tar" else _write_parquet)(partial, samples)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _groups(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
@@ -100,7 +115,7 @@ def _write_tar(path: Path, samples: Sequence[Sample]) -> None:
         for sample in samples:
             record = {"captions": list(sample.captions), **sample.meta}
             text = json.dumps(record, ensure_ascii=False, sort_keys=True)
-            _add_member(tar, f"{sample.key}.png", sample.image)
+            _add_member(tar, f"{sample.key}.{sample.extension}", sample.image)
             _add_member(tar, f"{sample.key}.txt", sample.captions[0].encode())
             _add_member(tar, f"{sample.key}.json", text.encode())
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
 
@@ -96,6 +104,28 @@ class TrainingLine:
         taken = step - self.first_step
         left = (now - self._started) / taken * (self.steps - step) if taken else float("nan")
         self.console.print(f"    step {step}/{self.steps} · {self._text} · {left:.0f} s left", highlight=False)
+
+
+@contextmanager
+def progress_line(console: Console, title: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar with the time left, on a terminal; call what it gives with the share done (0…1) and a text."""
+    with Progress(
+        TextColumn("    {task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(title, total=1.0, text="")
+
+        def update(share: float, text: str) -> None:
+            progress.update(task, completed=min(share, 1.0), text=text)
+
+        yield update
 
 
 _HEADLINE = (

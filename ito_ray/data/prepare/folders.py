@@ -1,0 +1,129 @@
+"""A folder of `name.jpg` with `name.txt`, and COCO's captions with a folder of pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ito_ray.data.prepare.listing import Listed
+from ito_ray.data.prepare.source import plain_meta
+from ito_ray.errors import DataError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_SCALARS = str | int | float | bool
+
+
+def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
+    """Samples by path, what else was met, and sizes and times of all files, by which changes are noticed.
+
+    A caption file without a picture is an input too, and a bad one.
+
+    Raises:
+        DataError: no folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}: give one that holds name.jpg and name.txt side by side.")
+    texts: dict[str, str] = {}
+    pictures: list[tuple[str, str]] = []
+    salt: list[str] = []
+    others = 0
+    for entry in _files(folder.absolute()):
+        path = Path(entry.path).relative_to(folder.absolute())
+        stem, ending = str(path.with_suffix("")), path.suffix
+        if ending.lower() == ".txt":
+            texts[stem] = entry.path
+        elif ending.lower() in PICTURES:
+            pictures.append((stem, entry.path))
+        else:
+            others += 1
+            continue
+        status = entry.stat()
+        salt.append(f"{entry.path} {status.st_size} {status.st_mtime_ns}")
+    if not pictures:
+        raise DataError(f"{folder} holds no picture ({', '.join(PICTURES)}): {len(texts)} .txt, {others} other files.")
+    listed = [
+        Listed(stem, path, text=texts[stem])
+        if stem in texts
+        else Listed(stem, path, bad="missing_caption", detail=f"no file {stem}.txt")
+        for stem, path in pictures
+    ]
+    lonely = sorted(texts.keys() - {stem for stem, _ in pictures})
+    listed += [Listed(stem, texts[stem], bad="missing_image", detail=f"only {stem}.txt is there") for stem in lonely]
+    return listed, {"other_files": others}, "\n".join(salt)
+
+
+def list_coco(annotations: Path, images: Path) -> tuple[list[Listed], dict[str, int]]:
+    """Samples in the order of COCO's `images`, each with all its captions; the key is the image's id.
+
+    Raises:
+        DataError: the file is missing or not COCO's captions, or `images` is no folder.
+    """
+    if not images.is_dir():
+        raise DataError(
+            f"--images {images} is no folder: give the one that the file names in {annotations} start from."
+        )
+    document = _json(annotations)
+    lists = {name: document.get(name) for name in ("images", "annotations")}
+    if not all(isinstance(value, list) and value for value in lists.values()):
+        raise DataError(
+            f"{annotations} needs the lists images and annotations, which must not be empty: it has "
+            f"{', '.join(document) or 'nothing'}."
+        )
+    sample: dict[Any, Listed] = {}
+    listed: list[Listed] = []
+    for number, image in enumerate(lists["images"] or []):
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or "id" not in image:
+            listed.append(Listed(f"images[{number}]", bad="bad_row", detail="id or file_name is missing"))
+            continue
+        meta = plain_meta({key: value for key, value in image.items() if key != "id" and isinstance(value, _SCALARS)})
+        entry = Listed(str(image["id"]), str(images.absolute() / name), meta=meta)
+        sample.setdefault(image["id"], entry)
+        listed.append(entry)
+    captions, fields = 0, set[str]()
+    for number, annotation in enumerate(lists["annotations"] or []):
+        values = annotation if isinstance(annotation, dict) else {}
+        fields |= values.keys()
+        text = values.get("caption")
+        if not isinstance(text, str):
+            listed.append(Listed(f"annotations[{number}]", bad="bad_row", detail="caption is missing"))
+        elif (found := sample.get(values.get("image_id"))) is None:
+            detail = f"there is no image {values.get('image_id')!r}"
+            listed.append(Listed(f"annotations[{number}]", bad="annotation_without_image", detail=detail))
+        else:
+            captions += 1
+            found.captions.append(text)
+    if not captions and "caption" not in fields:
+        raise DataError(
+            f"The annotations in {annotations} have no caption, only {', '.join(sorted(fields))}: give the file "
+            "captions_*.json."
+        )
+    return listed, {"annotations": len(lists["annotations"] or [])}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}: give COCO's captions_*.json.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {str(error)[:200]}.") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} holds a {type(document).__name__}, COCO's annotations are an object.")
+    return document
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Visible files below, sorted by path."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(Path(entry.path))
+        elif entry.is_file():
+            yield entry

@@ -1,0 +1,150 @@
+"""Pictures that lie in files of their own: a list of them, kept as a Parquet file that tasks read in parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ito_ray.data.prepare.source import is_unicode
+from ito_ray.data.rows import BadSample, Row, usable_captions
+from ito_ray.data.shards import open_fs
+
+ROWS_PER_PIECE = 512
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("text", pa.string()),
+        ("meta", pa.string()),
+        ("bad", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class Listed:
+    """One input. `image` and `text` (a file with one caption) are addresses; `bad` says why it cannot be used."""
+
+    key: str
+    image: str = ""
+    captions: list[str] = field(default_factory=list)
+    text: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    bad: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ListedSource:
+    """A listing on disk; piece n is its n-th row group."""
+
+    path: str
+    pieces: int
+    fingerprint: str
+    notes: Mapping[str, int]
+
+    @property
+    def scattered(self) -> bool:
+        """Every picture is a file."""
+        return True
+
+    @staticmethod
+    def write(rows: Iterable[Listed], path: Path, notes: Mapping[str, int], salt: str = "") -> ListedSource:
+        """Keep the listing at `path`. `salt` is what else tells the inputs apart."""
+        digest = hashlib.sha256(salt.encode())
+        pieces = 0
+        partial = path.with_suffix(".partial")
+        with pq.ParquetWriter(partial, _SCHEMA, compression="zstd") as writer:
+            for group in _batched(map(_encodable, rows), ROWS_PER_PIECE):
+                columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+                for row in group:
+                    meta = json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
+                    values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail)
+                    digest.update(json.dumps(values).encode())
+                    for column, value in zip(columns.values(), values, strict=True):
+                        column.append(value)
+                writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=ROWS_PER_PIECE)
+                pieces += 1
+        partial.replace(path)
+        return ListedSource(str(path), pieces, digest.hexdigest(), dict(notes))
+
+    def read(self, piece: int, places: Collection[int] | None = None) -> Iterator[tuple[int, Row]]:
+        """Rows of one row group, each picture and caption file opened in turn."""
+        table = self._file.read_row_group(piece)
+        chosen = range(table.num_rows) if places is None else sorted(places)
+        for place, values in zip(chosen, table.take(list(chosen)).to_pylist(), strict=True):
+            meta = json.loads(values.pop("meta"))
+            yield place, load(Listed(meta=meta, **values))
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+
+
+def load(listed: Listed) -> Row:
+    """The input with its bytes and its cleaned captions, or with the reason why not.
+
+    Raises:
+        OSError: the disk or store fails; a file that is not there, or is closed to us, is a reason.
+    """
+    try:
+        if listed.bad is not None:
+            raise BadSample(listed.bad, listed.detail)
+        texts = [*listed.captions, *([_text(listed.text)] if listed.text else [])]
+        captions = usable_captions(texts)
+        image = _bytes(listed.image)
+        if not image:
+            raise BadSample("missing_image", "the file is empty")
+    except BadSample as error:
+        return Row(listed.key, None, (), bad=error.reason, detail=error.detail, url=listed.image)
+    return Row(listed.key, image, captions, dict(listed.meta), url=listed.image)
+
+
+def _text(url: str) -> str:
+    try:
+        return _bytes(url).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample("caption_not_utf8", f"{url}: {error}"[:200]) from error
+
+
+def _bytes(url: str) -> bytes:
+    try:
+        fs, path = open_fs(url)
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError as error:
+        raise BadSample("missing_file", f"no file {url}") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise BadSample("file_not_readable", f"{url}: {error}"[:200]) from error
+
+
+def _encodable(row: Listed) -> Listed:
+    """Bytes that are not UTF-8 come as lone surrogates (file names, tables), which Arrow cannot hold."""
+    for reason, texts in (("name_not_utf8", [row.key, row.image, row.text]), ("caption_not_utf8", row.captions)):
+        wrong = next((text for text in texts if not is_unicode(text)), None)
+        if wrong is not None:
+            return Listed(ascii(row.key)[1:-1], bad=reason, detail=ascii(wrong)[:200])
+    return row
+
+
+def _batched(rows: Iterable[Listed], size: int) -> Iterator[list[Listed]]:
+    group: list[Listed] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
