@@ -7,6 +7,7 @@ a `Config` from one another; `load.py` lays a YAML file and the command line ove
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -22,6 +23,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+UNNAMED_SOURCE = "train"
+_SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""A local path such as year=2024/a.tar would look like a name: write ./year=2024/a.tar."""
 
 
 class Section(BaseModel):
@@ -62,7 +66,11 @@ class DataConfig(Section):
     """Where image-text pairs come from and how they become training samples."""
 
     train: tuple[str, ...] = ()
-    """Shards: files, folders, globs or brace patterns; local, s3:// or gs://; .tar or .parquet."""
+    """Shards: files, folders, globs or brace patterns; local, s3:// or gs://; .tar or .parquet. To mix several
+    sources, name each one's: web=s3://bucket/web/{000..999}.tar icons=demo/data/train."""
+    weights: dict[str, PositiveFloat] = {}
+    """Fraction of the samples of each named source, up to a common factor: {web: 3, icons: 1}. A small source is
+    passed several times while a large one is passed once."""
     heldout: tuple[str, ...] = ()
     """Shards for retrieval during and after training; never trained on."""
     captions: PositiveInt = 1
@@ -79,6 +87,32 @@ class DataConfig(Section):
     """Share of samples that may be dropped before the run stops."""
     max_pixels: PositiveInt = 64_000_000
     """Larger images are dropped unread: decompression bombs."""
+
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """The patterns of each source in `train`, by its name."""
+        found: dict[str, tuple[str, ...]] = {}
+        for pattern in self.train:
+            name, separator, rest = pattern.partition("=")
+            named = separator and rest and _SOURCE_NAME.fullmatch(name)
+            key, value = (name, rest) if named else (UNNAMED_SOURCE, pattern)
+            found[key] = (*found.get(key, ()), value)
+        return found
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> DataConfig:
+        names = list(self.sources)
+        if self.weights and sorted(self.weights) != sorted(names):
+            raise ConfigError(
+                f"data.weights names {sorted(self.weights)}, but data.train has the sources {names}: give one weight "
+                "for each source, and name sources as in web=s3://bucket/web/*.tar."
+            )
+        if not self.weights and len(names) > 1:
+            raise ConfigError(
+                f"data.train has the sources {names}, but data.weights says nothing: give the fraction of samples of "
+                f"each, e.g. --data.weights {' '.join(f'{name} 1' for name in names)}."
+            )
+        return self
 
 
 class ImageTowerConfig(Section):

@@ -1,22 +1,34 @@
 """Which samples of the stream a run has consumed: small enough for a checkpoint, exact for a resume.
 
-A sample's `uid` is `entry << 32 | row`: the entry of the shard plan that delivered it and its row there. Ranks take
-rows in any order and hold some back to mix them, so "the first n" would be wrong: finished entries are kept as
-intervals of entry numbers, the few unfinished ones as intervals of rows.
+A sample's `uid` is `entry << 32 | place`: the entry of the shard plan that delivered it and its place there
+(samples.py). Ranks take samples in any order and hold some back to mix them, so "the first n" would be wrong: finished
+entries are kept as intervals of entry numbers, the few unfinished ones as intervals of places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 ROW_BITS = 32
-VERSION = 1
-Taken = dict[int, tuple[int, set[int]]]
-"""Entry → (rows that it delivers, rows taken)."""
+ROW_PLACE_BITS = 24
+"""A place is `slot << 24 | number of the row in that slot's piece`."""
+VERSION = 2
+Entries = dict[int, tuple[int, set[int]]]
+"""Entry → (samples that it delivers, places taken)."""
+
+
+@dataclass
+class Taken:
+    """What a rank took."""
+
+    entries: Entries = field(default_factory=dict)
+    seen: Counter[int] = field(default_factory=Counter)
+    """Samples by the number of their source."""
 
 
 @dataclass
@@ -24,47 +36,58 @@ class Position:
     """Consumed samples; every rank adds its own with `take`, a checkpoint merges all ranks' with `merge`."""
 
     complete: set[int] = field(default_factory=set)
-    """Entries of which every delivered row was taken."""
-    open: Taken = field(default_factory=dict)
+    """Entries of which every delivered sample was taken."""
+    open: Entries = field(default_factory=dict)
     """The others, as known to all ranks."""
-    local: Taken = field(default_factory=dict)
+    seen: Counter[int] = field(default_factory=Counter)
+    """Samples taken, by the number of their source, as known to all ranks."""
+    local: Taken = field(default_factory=Taken)
     """What this rank took since the last merge."""
 
-    def take(self, uids: np.ndarray, entry_rows: np.ndarray) -> None:
+    def take(self, uids: np.ndarray, entry_rows: np.ndarray, sources: np.ndarray) -> None:
         """Note a batch.
 
         Args:
             uids: int64 (B,).
-            entry_rows: int (B,), how many rows the sample's entry delivers in all.
+            entry_rows: int (B,), how many samples the sample's entry delivers in all.
+            sources: int (B,), numbers of the samples' sources.
         """
         for uid, rows in zip(uids.tolist(), entry_rows.tolist(), strict=True):
-            entry, row = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
-            assert entry not in self.complete and row not in self.open.get(entry, (0, ()))[1], "taken before"
-            taken = self.local.setdefault(entry, (rows, set()))[1]
-            assert row not in taken, "taken twice"
-            taken.add(row)
+            entry, place = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
+            assert entry not in self.complete and place not in self.open.get(entry, (0, ()))[1], "taken before"
+            taken = self.local.entries.setdefault(entry, (rows, set()))[1]
+            assert place not in taken, "taken twice"
+            taken.add(place)
+        self.local.seen.update(sources.tolist())
 
     def merge(self, taken_by_ranks: Iterable[Taken]) -> None:
         """Add what every rank took (this one's `local` among them) and forget `local`."""
         for taken in taken_by_ranks:
-            for entry, (rows, taken_rows) in taken.items():
-                self.open.setdefault(entry, (rows, set()))[1].update(taken_rows)
-        for entry in [entry for entry, (rows, taken_rows) in self.open.items() if len(taken_rows) == rows]:
+            self.seen += taken.seen
+            for entry, (rows, places) in taken.entries.items():
+                # The newest count holds: a shard may have become unreadable since the entry was read first.
+                self.open[entry] = (rows, self.open.get(entry, (0, set()))[1] | places)
+        for entry in [entry for entry, (rows, places) in self.open.items() if len(places) == rows]:
             self.complete.add(entry)
             del self.open[entry]
-        self.local = {}
+        self.local = Taken()
 
     @property
     def samples_open(self) -> int:
         """Samples taken from unfinished entries."""
         return sum(len(taken) for _, taken in self.open.values())
 
+    def fractions(self, names: Sequence[str]) -> dict[str, float]:
+        """Share of each source in the samples taken, as known to all ranks."""
+        return {f"{name}/fraction": self.seen[source] / self.seen.total() for source, name in enumerate(names)}
+
     def to_json(self) -> dict[str, Any]:
-        """Intervals [first, past last] of entries and, by unfinished entry, of rows."""
+        """Intervals [first, past last] of entries and, by unfinished entry, of places."""
         return {
             "version": VERSION,
-            "complete": _intervals(self.complete),
-            "open": {str(entry): [rows, _intervals(taken)] for entry, (rows, taken) in sorted(self.open.items())},
+            "complete": intervals(self.complete),
+            "open": {str(entry): [rows, intervals(taken)] for entry, (rows, taken) in sorted(self.open.items())},
+            "seen": {str(source): count for source, count in sorted(self.seen.items())},
         }
 
     @classmethod
@@ -74,10 +97,12 @@ class Position:
         return cls(
             complete=_members(document.get("complete", [])),
             open={int(entry): (rows, _members(taken)) for entry, (rows, taken) in document.get("open", {}).items()},
+            seen=Counter({int(source): count for source, count in document.get("seen", {}).items()}),
         )
 
 
-def _intervals(numbers: Iterable[int]) -> list[list[int]]:
+def intervals(numbers: Iterable[int]) -> list[list[int]]:
+    """[first, past last] of each run of consecutive numbers, in order."""
     found: list[list[int]] = []
     for number in sorted(numbers):
         if found and found[-1][1] == number:

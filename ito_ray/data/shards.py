@@ -6,7 +6,6 @@ e.g. `s3://bucket/*.tar?region=eu-west-1&endpoint_override=http://host:9000`. Ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,17 +80,17 @@ def mean_sample_bytes(shards: Iterable[Shard], *, tries: int = 8) -> float | Non
     return None
 
 
-def parts(shard: Shard, rows_per_piece: int, sample_bytes: float | None) -> int:
-    """How many pieces of about `rows_per_piece` rows the shard is cut in, at least 1.
+def rows_in(shard: Shard, sample_bytes: float | None) -> float:
+    """About how many rows the shard has; 0 when there is no telling.
 
-    A tar is measured by its bytes (`sample_bytes` from `mean_sample_bytes`), a Parquet file by the rows in its footer.
-    A Parquet file that cannot be opened is one piece, which reports the damage when it is read.
+    A tar is measured by its bytes (`sample_bytes` from `mean_sample_bytes`), a Parquet file by its footer. A Parquet
+    file whose footer is damaged reports that when it is read.
     """
     if shard.is_tar:
-        return max(1, round(shard.size / (sample_bytes * rows_per_piece))) if sample_bytes else 1
+        return shard.size / sample_bytes if sample_bytes else 0.0
     fs, path = open_fs(shard.url)
     with fs.open(path, "rb") as file:
-        return max(1, math.ceil(parquet.count_rows(file) / rows_per_piece))
+        return float(parquet.count_rows(file))
 
 
 def _braces(pattern: str, field: str) -> list[str]:

@@ -70,12 +70,13 @@ class TrainingLine:
         self._progress.stop()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show the newest metrics; those without a loss (evaluations) are printed as a line of their own."""
+        """Show the newest metrics; those of evaluations are printed as a line of their own."""
         if "train/loss/total" not in metrics:
             shown = ", ".join(
                 f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in _HEADLINE if name in metrics
             )
-            self.console.print(f"    step {step}: {shown}", highlight=False)
+            if shown:
+                self.console.print(f"    step {step}: {shown}", highlight=False)
             return
         wait = metrics["train/data_wait_share"]
         self._text = (

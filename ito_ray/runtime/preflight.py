@@ -44,14 +44,16 @@ def plan_data(cfg: Config) -> TrainingData:
     Raises:
         DataError: nothing matches, or no sample can be read.
     """
-    shards = list_shards(cfg.data.train, field="data.train")
+    sources = cfg.data.sources or {"train": ()}
+    shards = {name: list_shards(patterns, field="data.train") for name, patterns in sources.items()}
     for field, patterns in (("data.heldout", cfg.data.heldout), ("eval.zero_shot", cfg.eval.zero_shot)):
         if patterns:
             list_shards(patterns, field=field)
     if cfg.eval.zero_shot:
         read_classes(cfg.eval.classes)
         read_templates(cfg.eval.templates)
-    plan = make_plan(shards, rows_per_task=cfg.data.rows_per_task, mix=cfg.data.mix, seed=cfg.train.seed)
+    weights = cfg.data.weights or dict.fromkeys(shards, 1.0)
+    plan = make_plan(shards, weights, rows_per_task=cfg.data.rows_per_task, mix=cfg.data.mix, seed=cfg.train.seed)
     good, probed, reasons = 0, 0, dict[str, str]()
     while probed < min(ENTRIES_PROBED, plan.entries_per_pass) and (probed < ENTRIES_MEASURED or not good):
         for piece in plan.entry(probed):
@@ -61,7 +63,7 @@ def plan_data(cfg: Config) -> TrainingData:
                     reasons.setdefault(row.bad, f"{piece.url}#{row.key}")
         probed += 1
     if good:
-        return TrainingData(shards, plan, good / probed)
+        return TrainingData(tuple(itertools.chain(*shards.values())), plan, good / probed)
     found = ", ".join(f"{reason} ({example})" for reason, example in list(reasons.items())[:3]) or "no samples at all"
     raise DataError(f"data.train={list(cfg.data.train)}: not one readable sample in the first shards: {found}.")
 

@@ -21,6 +21,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position
+from ito_ray.data.tally import Tally
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
@@ -38,7 +39,7 @@ class EntryReader:
     tokenizer: TokenizerFiles
     monitor: MonitorHandle
     taken: dict[int, frozenset[int]]
-    """Rows of unfinished entries that a resumed run has consumed."""
+    """Places of unfinished entries that a resumed run has consumed."""
 
     def __call__(self, numbers: Any) -> Arrays:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
@@ -49,7 +50,7 @@ class EntryReader:
 
         (entry,) = numbers["id"].tolist()
         data = self.cfg.data
-        rows = [row for piece in self.plan.entry(entry) for row in read_piece(piece, data.columns)]
+        pieces = [(piece, list(read_piece(piece, data.columns))) for piece in self.plan.entry(entry)]
         taken = self.taken.get(entry, frozenset())
         spec = SampleSpec(
             views=data.views,
@@ -59,8 +60,8 @@ class EntryReader:
             tokenizer_dir=self.tokenizer.folder(),
             context=self.cfg.model.text.context,
         )
-        block, tally = make_block(rows, spec, seed=self.plan.seed, entry=entry, skip=taken)
-        if reason := ray.get(self.monitor.record.remote(entry, tally)):
+        block, tallies = make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
+        if reason := ray.get(self.monitor.record.remote(entry, sum(tallies.values(), Tally()))):
             raise DataError(reason)
         total = len(block["uid"]) + len(taken)
         return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
@@ -159,7 +160,7 @@ def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int) -> I
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))
     local_batch = cfg.train.global_batch // cfg.train.workers
     for batch in mixed_batches(blocks, batch=local_batch, hold=cfg.data.shuffle_buffer, rng=rng):
-        position.take(batch["uid"], batch["entry_rows"])
+        position.take(batch["uid"], batch["entry_rows"], batch["source"])
         yield batch
     raise DataError(
         "The stream of training samples ended before train.steps were taken: data.train holds far fewer samples than "

@@ -102,12 +102,12 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
 
 def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle) -> TorchTrainer:
     count = entries_needed(cfg, data.rows_per_entry)
-
+    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()))
     stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
     resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config={"launch": Launch(cfg, data.plan.digest, tokenizer, monitor, str(Path.cwd()))},
+        train_loop_config={"launch": launch},
         datasets={"train": stream},
         dataset_config=DataConfig(execution_options=_execution_options(cfg)),
         scaling_config=ScalingConfig(

@@ -75,6 +75,8 @@ def _train(launch: Launch) -> None:
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))
+        if rank == 0:
+            log("data", done, position.fractions(launch.sources))
         unlogged = ray.get(launch.monitor.unlogged.remote())
         state = State(done, position.to_json(), cfg.model_dump(mode="json"), launch.plan, unlogged)
         _save(state, method, optimizer)
@@ -88,7 +90,7 @@ def _of_all_ranks(taken: Taken) -> list[Taken]:
     """Every rank's `taken`, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [taken]
-    gathered: list[Taken] = [{} for _ in range(dist.get_world_size())]
+    gathered = [Taken() for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, taken)
     return gathered
 
