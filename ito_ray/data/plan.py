@@ -186,9 +186,18 @@ def make_plan(
 
 def _cut(shards: Sequence[Shard], per_piece: int) -> tuple[tuple[tuple[str, int], ...], float]:
     """[(address, pieces)] and the mean rows of a piece."""
-    sample_bytes = mean_sample_bytes(shards)
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        rows = list(pool.map(lambda shard: rows_in(shard, sample_bytes), shards))
+    try:
+        sample_bytes = {
+            gzipped: mean_sample_bytes(shard for shard in shards if shard.is_gzipped == gzipped)
+            for gzipped in (False, True)
+        }
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            rows = list(pool.map(lambda shard: rows_in(shard, sample_bytes[shard.is_gzipped]), shards))
+    except OSError as error:
+        raise DataError(
+            f"data.train: a shard was listed but cannot be read: {error}. Check the store and your rights, and run "
+            "the same command again."
+        ) from error
     pieces = tuple((shard.url, max(1, round(count / per_piece))) for shard, count in zip(shards, rows, strict=True))
     found = sum(rows) / max(1, sum(count for _, count in pieces))
     return pieces, round(found, 3) or float(per_piece)

@@ -7,6 +7,7 @@ entries are kept as intervals of entry numbers, the few unfinished ones as inter
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,12 @@ def intervals(numbers: Iterable[int]) -> list[list[int]]:
         else:
             found.append([number, number + 1])
     return found
+
+
+def within(runs: Sequence[Sequence[int]], number: int) -> bool:
+    """Whether `number` is in one of the sorted intervals."""
+    place = bisect_right(runs, number, key=lambda run: run[0])
+    return place > 0 and number < runs[place - 1][1]
 
 
 def _members(intervals: Iterable[Iterable[int]]) -> set[int]:

@@ -1,14 +1,17 @@
 """Samples as they lie in a shard, tar or Parquet alike: every one is either good or carries the reason why not.
 
-Reasons: not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file); duplicate_key, missing_image,
-missing_caption, empty_caption, caption_not_utf8, bad_json (the sample); and, found on decoding (decode.py),
-image_unreadable, image_truncated, too_many_pixels.
+Reasons: shard_unreadable (the disk or store); not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file);
+duplicate_key, missing_image, missing_caption, empty_caption, caption_not_utf8, bad_json (the sample); and, found on
+decoding (decode.py), image_unreadable, image_truncated, too_many_pixels.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +19,11 @@ from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.captions import clean
 from ito_ray.data.parquet import ParquetRow, read_parquet
 from ito_ray.data.plan import Piece
-from ito_ray.data.shards import Shard, open_fs
-from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar
+from ito_ray.data.shards import Shard, open_shard
+from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar, unpack
+
+RETRY_SECONDS = (0.5, 2.0, 8.0)
+"""Waits between attempts to read a piece, give or take a half; the store's library has tried a few times by itself."""
 
 
 class BadSample(Exception):
@@ -46,11 +52,12 @@ def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
 
     Damaged content never raises, it gives rows with `bad` set. A disk or store that fails raises OSError.
     """
-    fs, path = open_fs(piece.url)
-    with fs.open(path, "rb", cache_type="none") as file:
-        if Shard(piece.url, 0).is_tar:
-            for sample in read_tar(file, piece.part, piece.parts):
-                yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample)
+    shard = Shard(piece.url, 0)
+    with open_shard(piece.url) as file:
+        if shard.is_tar:
+            with unpack(file) if shard.is_gzipped else nullcontext(file) as archive:
+                for sample in read_tar(archive, piece.part, piece.parts):
+                    yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample)
         else:
             seen: set[str] = set()
             for row in read_parquet(file, piece.part, piece.parts, columns):
@@ -58,6 +65,27 @@ def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
                 seen.add(row.key)
                 bad, detail = ("duplicate_key", "an earlier row has this key") if again else (row.bad, row.detail)
                 yield _checked(piece.url, row.key, bad, detail, row)
+
+
+def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
+    """All rows of a piece; a disk or store that fails is asked again, longer and longer later.
+
+    If it goes on failing, what was read last is kept and the rest, as many rows as the plan expects of the piece, are
+    bad rows: a lost shard weighs in the run's account what its samples would have.
+    """
+    for wait in (*RETRY_SECONDS, None):
+        rows: list[Row] = []
+        try:
+            for row in read_piece(piece, columns):
+                rows.append(row)
+            return rows
+        except OSError as error:
+            failure = error
+        if wait is None or isinstance(failure, FileNotFoundError | PermissionError):
+            break
+        time.sleep(wait * random.uniform(0.5, 1.5))  # else all tasks would come back at the same moment
+    lost = Row("", None, (), bad="shard_unreadable", detail=str(failure)[:200], url=piece.url)
+    return rows + [lost] * max(1, piece.rows - len(rows))
 
 
 def _checked(url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow) -> Row:

@@ -20,13 +20,14 @@ from ito_ray.data.captions import draw
 from ito_ray.data.plan import SAMPLE_STREAM, SHUFFLE_STREAM, Piece
 from ito_ray.data.position import ROW_PLACE_BITS
 from ito_ray.data.rows import BadSample, Row
-from ito_ray.data.tally import Tally
+from ito_ray.data.tally import EntryReport, Lost, Tally
 from ito_ray.data.tokens import load_tokenizer, tokenize
 from ito_ray.data.views import make_views
 
 Block = dict[str, npt.NDArray[Any]]
 """uid int64 (n,); source int32 (n,), index in the plan's names; views uint8 (n, V, H, W, 3); ids int32 (n, C, T);
 lengths int32 (n, C). n may be 0."""
+_NUMBER_MASK = (1 << ROW_PLACE_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def make_block(
     seed: int,
     entry: int,
     skip: Collection[int] = (),
-) -> tuple[Block, dict[int, Tally]]:
+) -> tuple[Block, EntryReport]:
     """Decode, augment and tokenise the rows of one entry; bad ones are dropped and counted.
 
     A row's place is `slot << 24 | number of the row in its piece`, where bad rows have a number too, and its sample's
@@ -61,7 +62,7 @@ def make_block(
         skip: places that a resumed run has had; they are left out of the block, but not of the account.
 
     Returns:
-        The block, and the account of each source.
+        The block, and the account of each source with the rows that were lost.
     """
     rows = [
         (slot << ROW_PLACE_BITS | number, piece.source, row)
@@ -73,8 +74,7 @@ def make_block(
     places: list[int] = []
     sources: list[int] = []
     texts: list[str] = []
-    tallies = {piece.source: Tally() for piece, _ in pieces}
-    made = Counter(pieces[place >> ROW_PLACE_BITS][0].source for place in skip)
+    lost: list[Lost] = []
     for place, source, row in (rows[index] for index in order):
         if place in skip:
             continue
@@ -84,13 +84,11 @@ def make_block(
                 raise BadSample(row.bad or "missing_image", row.detail)
             views[len(places)] = make_views(row.image, cfg.views, cfg.size, max_pixels=cfg.max_pixels, rng=rng)
         except BadSample as error:
-            tallies[source] += Tally.lost(error.reason, f"{row.url}#{row.key}: {error.detail}")
+            lost.append(Lost(source, row.url, row.key, error.reason, error.detail, place))
             continue
         texts += draw(row.captions, cfg.captions, rng)
         places.append(place)
         sources.append(source)
-    for source, count in (made + Counter(sources)).items():
-        tallies[source] += Tally(count, count)
     ids, lengths = _tokens(texts, cfg)
     block: Block = {
         "uid": (entry << 32) | np.array(places, np.int64),
@@ -99,7 +97,26 @@ def make_block(
         "ids": ids,
         "lengths": lengths,
     }
-    return block, tallies
+    return block, _report(pieces, sources, skip, lost)
+
+
+def _report(
+    pieces: Sequence[tuple[Piece, Sequence[Row]]], delivered: Sequence[int], skip: Collection[int], lost: Sequence[Lost]
+) -> EntryReport:
+    """Count by source what was read, delivered now or before (`skip`), and lost."""
+    read: Counter[int] = Counter()
+    for slot, (piece, rows) in enumerate(pieces):
+        gone = sum(place >> ROW_PLACE_BITS == slot and place & _NUMBER_MASK >= len(rows) for place in skip)
+        read[piece.source] += len(rows) + gone  # delivered before, and no longer to be read
+    made = Counter(delivered) + Counter(pieces[place >> ROW_PLACE_BITS][0].source for place in skip)
+    dropped = {source: Tally() for source in read}
+    for one in lost:
+        dropped[one.source] += Tally.lost(one.reason, f"{one.shard}#{one.key}: {one.detail}")
+    tallies = {
+        source: Tally(count, made[source], dropped[source].dropped, dropped[source].examples)
+        for source, count in read.items()
+    }
+    return EntryReport(tallies, tuple(lost))
 
 
 def _tokens(texts: Sequence[str], cfg: SampleSpec) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -12,7 +12,7 @@ import ray
 
 from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan, make_plan
-from ito_ray.data.rows import read_piece
+from ito_ray.data.rows import read_patiently
 from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
@@ -57,7 +57,7 @@ def plan_data(cfg: Config) -> TrainingData:
     good, probed, reasons = 0, 0, dict[str, str]()
     while probed < min(ENTRIES_PROBED, plan.entries_per_pass) and (probed < ENTRIES_MEASURED or not good):
         for piece in plan.entry(probed):
-            for row in read_piece(piece, cfg.data.columns):
+            for row in read_patiently(piece, cfg.data.columns):
                 good += row.bad is None
                 if row.bad is not None:
                     reasons.setdefault(row.bad, f"{piece.url}#{row.key}")
@@ -119,7 +119,7 @@ def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:
 def _captions(cfg: Config, plan: ShardPlan) -> Iterator[str]:
     for entry in range(plan.entries_per_pass):
         for piece in plan.entry(entry):
-            for row in read_piece(piece, cfg.data.columns):
+            for row in read_patiently(piece, cfg.data.columns):
                 yield from row.captions
 
 

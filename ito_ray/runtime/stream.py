@@ -21,7 +21,6 @@ from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position
-from ito_ray.data.tally import Tally
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
@@ -45,12 +44,12 @@ class EntryReader:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
         # Decoder and tokenizer take seconds to import, and only data tasks need them; every process of Ray Data and
         # Ray Train that passes this object on imports this module.
-        from ito_ray.data.rows import read_piece
+        from ito_ray.data.rows import read_patiently
         from ito_ray.data.samples import SampleSpec, make_block
 
         (entry,) = numbers["id"].tolist()
         data = self.cfg.data
-        pieces = [(piece, list(read_piece(piece, data.columns))) for piece in self.plan.entry(entry)]
+        pieces = [(piece, read_patiently(piece, data.columns)) for piece in self.plan.entry(entry)]
         taken = self.taken.get(entry, frozenset())
         spec = SampleSpec(
             views=data.views,
@@ -60,8 +59,8 @@ class EntryReader:
             tokenizer_dir=self.tokenizer.folder(),
             context=self.cfg.model.text.context,
         )
-        block, tallies = make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
-        if reason := ray.get(self.monitor.record.remote(entry, sum(tallies.values(), Tally()))):
+        block, report = make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
+        if reason := ray.get(self.monitor.record.remote(entry, report)):
             raise DataError(reason)
         total = len(block["uid"]) + len(taken)
         return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}

@@ -77,8 +77,9 @@ def _train(launch: Launch) -> None:
         position.merge(_of_all_ranks(position.local))
         if rank == 0:
             log("data", done, position.fractions(launch.sources))
-        unlogged = ray.get(launch.monitor.unlogged.remote())
-        state = State(done, position.to_json(), cfg.model_dump(mode="json"), launch.plan, unlogged)
+        consumed = position.to_json()
+        kept = ray.get(launch.monitor.settle.remote(_name(done), consumed["complete"]))
+        state = State(done, consumed, cfg.model_dump(mode="json"), launch.plan, kept.metrics, kept.tallies)
         _save(state, method, optimizer)
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
@@ -95,6 +96,10 @@ def _of_all_ranks(taken: Taken) -> list[Taken]:
     return gathered
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _save(state: State, method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Rank 0 writes; Ray Train moves the folder to the run's storage."""
     with tempfile.TemporaryDirectory() as folder:
@@ -102,4 +107,4 @@ def _save(state: State, method: Method, optimizer: torch.optim.Optimizer) -> Non
         if ray.train.get_context().get_world_rank() == 0:
             checkpoint.save(Path(folder), method, optimizer, state)
             kept = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=f"step-{state.step:08d}")
+        ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=_name(state.step))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ito_ray.config.schema import ColumnsConfig, ViewsConfig
 from ito_ray.data.plan import Piece
 from ito_ray.data.rows import Row, read_piece
 from ito_ray.data.samples import Block, SampleSpec, make_block
-from ito_ray.data.tally import Tally
+from ito_ray.data.tally import Lost, Tally
 from ito_ray.data.tokens import load_tokenizer, tokenize, train_wordpiece
 from tests.data.makers import damage, encoded, good, good_tar, noise, picture, png, write_tar
 
@@ -34,9 +35,10 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> SampleSpec:
 
 
 def _make(rows: Sequence[Row], spec: SampleSpec, **options: Any) -> tuple[Block, Tally]:
-    block, tallies = make_block([(Piece("a", 0, 1), rows)], spec, **options)
-    assert set(tallies) == {0} and not block["source"].any()
-    return block, tallies[0]
+    block, report = make_block([(Piece("a", 0, 1), rows)], spec, **options)
+    assert set(report.tallies) == {0} and not block["source"].any()
+    assert Counter(one.reason for one in report.lost) == report.tallies[0].dropped
+    return block, report.tallies[0]
 
 
 def _rows(path: Path, parts: int = 1) -> list[Row]:
@@ -220,8 +222,10 @@ def test_slots_have_places_sources_and_accounts_of_their_own(tmp_path: Path, spe
     rows = _rows(tmp_path / "a.tar")
     bad = [Row("x", None, (), bad="missing_image"), *rows[:3]]
     pieces = [(Piece("a", 0, 1, source=2), rows), (Piece("b", 0, 1, source=0), bad), (Piece("c", 0, 1, source=2), [])]
-    block, tallies = make_block(pieces, spec, seed=0, entry=3)
+    block, report = make_block(pieces, spec, seed=0, entry=3)
+    tallies = report.tallies
     assert tallies[2] == Tally(5, 5)
+    assert report.lost == (Lost(0, "", "x", "missing_image", "", 1 << 24),)
     assert (tallies[0].read, tallies[0].delivered, tallies[0].dropped) == (4, 3, {"missing_image": 1})
     place = block["uid"] & 0xFFFFFFFF
     assert sorted(place.tolist()) == [0, 1, 2, 3, 4, 1 << 24 | 1, 1 << 24 | 2, 1 << 24 | 3]
@@ -231,6 +235,10 @@ def test_slots_have_places_sources_and_accounts_of_their_own(tmp_path: Path, spe
     other, _ = make_block(gone, spec, seed=0, entry=3)
     one, two = (dict(zip(b["uid"].tolist(), b["views"], strict=True)) for b in (block, other))
     assert len(two) == 3 and all((one[uid] == view).all() for uid, view in two.items())
+
+    _, again = make_block(gone, spec, seed=0, entry=3, skip=frozenset({1, 4, 1 << 24 | 2}))
+    assert again.tallies[2] == Tally(2, 2), "taken before, and no longer to be read"
+    assert again.tallies[0] == tallies[0]
 
 
 def test_several_captions_and_views(tmp_path: Path, spec: SampleSpec) -> None:

@@ -65,7 +65,7 @@ def test_folder_whose_name_ends_like_a_file(tmp_path: Path) -> None:
         ("empty", "no shard among them"),
         ("packed", "compressed"),
         ("note.txt", "neither .tar nor .parquet"),
-        ("packed/a.tar.gz", "compressed tar"),
+        ("packed/a.tar.bz2", "compressed tar"),
         ("hollow/a.tar", "0 bytes"),
         ("{000.tar", "unbalanced braces"),
         ("nowhere://bucket/a.tar", "cannot be listed"),
@@ -73,7 +73,7 @@ def test_folder_whose_name_ends_like_a_file(tmp_path: Path) -> None:
 )
 def test_refusals_name_the_field_and_the_address(folder: Path, name: str, message: str) -> None:
     (folder / "empty").mkdir()
-    for inner in ("packed/a.tar.gz", "hollow/a.tar"):
+    for inner in ("packed/a.tar.bz2", "hollow/a.tar"):
         (folder / inner).parent.mkdir()
         (folder / inner).touch()
     url = name if "://" in name else f"{folder}/{name}"

@@ -14,9 +14,9 @@ from ito_ray.config.schema import Config
 from ito_ray.data.position import Position
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.runtime.monitor import Monitor
 from ito_ray.runtime.preflight import TrainingData, plan_data
 from ito_ray.runtime.stream import EntryReader, open_stream
+from ito_ray.runtime.trainer import start_monitor
 from tests.data.makers import write_tar
 from tests.runtime.shards import caption, sample, small_config
 
@@ -29,7 +29,7 @@ def _tokenizer(folder: Path) -> TokenizerFiles:
 
 
 def _reader(cfg: Config, data: TrainingData, tmp: Path, taken: dict[int, frozenset[int]] | None = None) -> EntryReader:
-    monitor = Monitor.remote(data.plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
+    monitor = start_monitor(cfg, data.plan, None)
     return EntryReader(data.plan, cfg, _tokenizer(tmp / "tokenizer"), monitor, taken or {})
 
 
@@ -92,7 +92,7 @@ def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
     data = plan_data(cfg)
     reader = _reader(cfg, data, tmp_path)
     blocks = _read(reader, Position(), data.plan.entries_per_pass)
-    tally = ray.get(reader.monitor.drain.remote(0)).tally
+    tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
     assert (tally.read, tally.delivered, tally.dropped) == (48, 45, {"image_unreadable": 3})
     assert sum(len(block["uid"]) for block in blocks) == 45
     assert len(tally.examples["image_unreadable"]) == 2
@@ -115,6 +115,6 @@ def test_a_retried_task_does_not_count_twice(tmp_path: Path) -> None:
     reader = _reader(cfg, plan_data(cfg), tmp_path)
     for _ in range(2):
         reader({"id": np.array([1])})
-    tally = ray.get(reader.monitor.drain.remote(0)).tally
+    tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
     assert tally.read == tally.delivered > 0
     assert tally.read < 96

@@ -1,0 +1,60 @@
+"""`python -m tests.runtime.recorded FOLDER train-arguments…`: the job, with a record of what every step was given.
+
+Each rank appends a JSON line a step: the step, the time, the samples' uids and the ids of their captions. This is what
+the trainer got, told by nobody's bookkeeping.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+FOLDER = sys.argv[1] if len(sys.argv) > 1 else ""
+
+
+def recording_worker(given: dict[str, Any]) -> None:
+    """Runs on the workers, where it is not imported but unpickled."""
+    import json
+    import os
+    import time
+    from pathlib import Path
+
+    import ray.train
+
+    from ito_ray.runtime import worker
+    from ito_ray.training.state import read_state
+
+    untold = worker.rank_batches
+    context = ray.train.get_context()
+    checkpoint = ray.train.get_checkpoint()
+    step = read_state(Path(checkpoint.path)).step if checkpoint else 0
+
+    def told(*arguments: Any, **named: Any) -> Any:
+        path = Path(given["record"], f"{context.get_world_size()}-{context.get_world_rank()}-{os.getpid()}.jsonl")
+        with path.open("w") as file:
+            for number, batch in enumerate(untold(*arguments, **named), start=step + 1):
+                line = {"step": number, "time": time.time(), "uid": batch["uid"].tolist()}
+                file.write(json.dumps({**line, "ids": batch["ids"][:, 0].tolist()}) + "\n")
+                file.flush()
+                yield batch
+
+    worker.rank_batches = told
+    worker.train_worker(given)
+
+
+def main() -> int:
+    """The job's exit code."""
+    from ito_ray.runtime import trainer
+    from pipelines import train
+
+    made = trainer.TorchTrainer
+
+    def recorded(_: object, *, train_loop_config: dict[str, Any], **named: Any) -> Any:
+        return made(recording_worker, train_loop_config={**train_loop_config, "record": FOLDER}, **named)
+
+    trainer.TorchTrainer = recorded  # type: ignore[assignment, misc]
+    return train.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
