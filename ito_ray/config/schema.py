@@ -55,11 +55,15 @@ class ViewsConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Which Parquet column is what: the first name that the file has is taken."""
+    """Which Parquet column is what (the first name that the file has), and which json fields hold captions."""
 
     key: tuple[str, ...] = ("key", "__key__", "id", "uid")
     image: tuple[str, ...] = ("image", "jpg", "png", "jpeg", "webp", "image_bytes")
     captions: tuple[str, ...] = ("captions", "caption", "text", "txt", "TEXT")
+    captions_from: dict[str, PositiveFloat] = {}
+    """Take captions from these json fields or Parquet columns (txt: the KEY.txt member) and no others, each with its
+    chance to be drawn from, up to a common factor: {caption: 0.7, alt: 0.3}. Where a sample lacks some, the others
+    share. Empty: every caption that is found, with equal chances."""
 
 
 class DataConfig(Section):
@@ -75,6 +79,8 @@ class DataConfig(Section):
     """Shards for retrieval during and after training; never trained on."""
     captions: PositiveInt = 1
     """C, captions drawn per sample."""
+    templates: dict[str, Probability] = {}
+    """Put a training caption into a template now and then: {"a photo of {}": 0.2}; bare with what is left of 1."""
     views: ViewsConfig = ViewsConfig()
     columns: ColumnsConfig = ColumnsConfig()
     rows_per_task: PositiveInt = 256
@@ -98,6 +104,17 @@ class DataConfig(Section):
             key, value = (name, rest) if named else (UNNAMED_SOURCE, pattern)
             found[key] = (*found.get(key, ()), value)
         return found
+
+    @model_validator(mode="after")
+    def _templates_fit(self) -> DataConfig:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ConfigError(f"data.templates: {template!r} must have one {{}}, where the caption goes.")
+        if sum(self.templates.values()) > 1 + 1e-9:
+            raise ConfigError(
+                f"data.templates have probabilities of {sum(self.templates.values()):g} together: give at most 1."
+            )
+        return self
 
     @model_validator(mode="after")
     def _sources_fit(self) -> DataConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,8 @@ class Row:
     bad: str | None = None
     detail: str = ""
     url: str = ""
+    weights: tuple[float, ...] = ()
+    """Chances of the captions to be drawn, up to a common factor; empty = equal."""
 
 
 def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
@@ -57,14 +59,14 @@ def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
         if shard.is_tar:
             with unpack(file) if shard.is_gzipped else nullcontext(file) as archive:
                 for sample in read_tar(archive, piece.part, piece.parts):
-                    yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample)
+                    yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample, columns)
         else:
             seen: set[str] = set()
             for row in read_parquet(file, piece.part, piece.parts, columns):
                 again = row.bad is None and row.key in seen
                 seen.add(row.key)
                 bad, detail = ("duplicate_key", "an earlier row has this key") if again else (row.bad, row.detail)
-                yield _checked(piece.url, row.key, bad, detail, row)
+                yield _checked(piece.url, row.key, bad, detail, row, columns)
 
 
 def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
@@ -88,23 +90,32 @@ def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
     return rows + [lost] * max(1, piece.rows - len(rows))
 
 
-def _checked(url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow) -> Row:
+def _checked(
+    url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow, columns: ColumnsConfig
+) -> Row:
     if bad is None:
         try:
-            image, captions, meta = _from_tar(source) if isinstance(source, TarSample) else _from_parquet(source)
-            return Row(key, image, captions, meta, url=url)
+            if isinstance(source, TarSample):
+                image, groups, meta = _from_tar(source, columns.captions_from)
+            else:
+                image, groups, meta = _from_parquet(source, columns.captions_from)
+            captions, weights = _captions(groups)
+            return Row(key, image, captions, meta, url=url, weights=weights)
         except BadSample as error:
             bad, detail = error.reason, error.detail
     return Row(key, None, (), bad=bad, detail=detail, url=url)
 
 
-def _from_tar(sample: TarSample) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
+Groups = list[tuple[float, list[str]]]
+"""Captions of one field each, with the field's chance to be drawn from."""
+
+
+def _from_tar(sample: TarSample, fields: Mapping[str, float]) -> tuple[bytes, Groups, dict[str, Any]]:
     image = _member(sample.members, IMAGE_EXTENSIONS)
     if not image:
         detail = "the image is empty" if image is not None else f"found only {sorted(sample.members)}"
         raise BadSample("missing_image", detail)
     text = _member(sample.members, ("txt",))
-    found = [] if text is None else [_utf8(text)]
     document = _member(sample.members, ("json",))
     meta: dict[str, Any] = {}
     if document is not None:
@@ -114,20 +125,35 @@ def _from_tar(sample: TarSample) -> tuple[bytes, tuple[str, ...], dict[str, Any]
             raise BadSample("bad_json", str(error)[:200]) from error
         if not isinstance(meta, dict):
             raise BadSample("bad_json", f"an object is expected, not {type(meta).__name__}")
-        found += _json_captions(meta)
-    return image, _captions(found), meta
+    if not fields:
+        found = [] if text is None else [_utf8(text)]
+        for name in ("captions", "caption", "text"):
+            found += _json_captions(meta, name)
+        return image, [(1.0, found)], meta
+    groups = [
+        (chance, [_utf8(text)] if name == "txt" and text is not None else _json_captions(meta, name))
+        for name, chance in fields.items()
+    ]
+    return image, groups, meta
 
 
-def _from_parquet(row: ParquetRow) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
+def _from_parquet(row: ParquetRow, fields: Mapping[str, float]) -> tuple[bytes, Groups, dict[str, Any]]:
     image = row.image.get("bytes") if isinstance(row.image, dict) else row.image
     if not isinstance(image, bytes) or not image:
         detail = "no image" if not image else f"the column holds {type(image).__name__}, not bytes"
         raise BadSample("missing_image", detail)
-    values = row.captions if isinstance(row.captions, list) else [row.captions]
+    if not fields:
+        return image, [(1.0, _column_captions(row.captions))], row.meta
+    values = row.captions or {}
+    return image, [(chance, _column_captions(values.get(name))) for name, chance in fields.items()], row.meta
+
+
+def _column_captions(column: Any) -> list[str]:
+    values = column if isinstance(column, list) else [column]
     found = [_utf8(value) if isinstance(value, bytes) else value for value in values if value is not None]
     if not all(isinstance(value, str) for value in found):
         raise BadSample("missing_caption", f"the column holds {type(found[0]).__name__}, not text")
-    return image, _captions(found), row.meta
+    return found
 
 
 def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | None:
@@ -144,20 +170,22 @@ def _utf8(data: bytes) -> str:
         raise BadSample("caption_not_utf8", str(error)[:200]) from error
 
 
-def _json_captions(meta: dict[str, Any]) -> list[str]:
-    """Takes the captions out of a sample's json; what is left is its meta data."""
-    listed = meta.pop("captions", None)
-    single = [meta.pop("caption", None), meta.pop("text", None)]
-    values = [value for value in [*(listed if isinstance(listed, list) else [listed]), *single] if value is not None]
-    if not all(isinstance(value, str) for value in values):
-        raise BadSample("bad_json", "captions must be a list of strings, caption and text a string")
+def _json_captions(meta: dict[str, Any], name: str) -> list[str]:
+    """Takes the captions of one field out of a sample's json; what is left is its meta data."""
+    value = meta.pop(name, None)
+    values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if not all(isinstance(one, str) for one in values):
+        raise BadSample("bad_json", f"{name} must be a string or a list of strings")
     return values
 
 
-def _captions(found: Iterable[str]) -> tuple[str, ...]:
-    """Cleaned, those that say something, each once, in order."""
-    captions = dict.fromkeys(clean(text) for text in found)
-    said = tuple(text for text in captions if text)
-    if not said:
-        raise BadSample("empty_caption" if captions else "missing_caption")
-    return said
+def _captions(groups: Groups) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Cleaned, those that say something, each once, in order; and their weights, none where all are equal."""
+    weights: dict[str, float] = {}
+    for chance, found in groups:
+        said = dict.fromkeys(text for text in map(clean, found) if text)
+        for text in said:
+            weights[text] = weights.get(text, 0.0) + chance / len(said)
+    if not weights:
+        raise BadSample("empty_caption" if any(found for _, found in groups) else "missing_caption")
+    return tuple(weights), tuple(weights.values()) if len(groups) > 1 else ()

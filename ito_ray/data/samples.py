@@ -6,8 +6,8 @@ n samples, V views, C captions, H = W = size, T = context.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from ito_ray.config.schema import ViewsConfig
-from ito_ray.data.captions import draw
+from ito_ray.data.captions import draw, fill
 from ito_ray.data.plan import SAMPLE_STREAM, SHUFFLE_STREAM, Piece
 from ito_ray.data.position import ROW_PLACE_BITS
 from ito_ray.data.rows import BadSample, Row
@@ -40,6 +40,7 @@ class SampleSpec:
     max_pixels: int
     tokenizer_dir: str
     context: int
+    templates: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_block(
@@ -86,7 +87,7 @@ def make_block(
         except BadSample as error:
             lost.append(Lost(source, row.url, row.key, error.reason, error.detail, place))
             continue
-        texts += draw(row.captions, cfg.captions, rng)
+        texts += [fill(text, cfg.templates, rng) for text in draw(row.captions, cfg.captions, rng, row.weights)]
         places.append(place)
         sources.append(source)
     ids, lengths = _tokens(texts, cfg)

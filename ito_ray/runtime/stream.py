@@ -58,6 +58,7 @@ class EntryReader:
             max_pixels=data.max_pixels,
             tokenizer_dir=self.tokenizer.folder(),
             context=self.cfg.model.text.context,
+            templates=data.templates,
         )
         block, report = make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
         if reason := ray.get(self.monitor.record.remote(entry, report)):

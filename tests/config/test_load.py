@@ -149,3 +149,18 @@ def test_sources_are_named_and_weighted_on_the_command_line_and_in_yaml(tmp_path
 def test_sources_and_weights_must_name_each_other(data: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         overlay(Config(), {"data": data}, source="test")
+
+
+def test_captions_and_templates_from_the_command_line() -> None:
+    said = ("--data.columns.captions-from", "alt", "0.3", "caption", "0.7", "--data.templates", "a photo of {}", "0.2")
+    cfg = _parse(*said)
+    assert cfg.data.columns.captions_from == {"alt": 0.3, "caption": 0.7}
+    assert cfg.data.templates == {"a photo of {}": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("templates", "says"), [({"a photo": 0.1}, "must have one {}"), ({"a {}": 0.6, "b {}": 0.6}, "1.2 together")]
+)
+def test_templates_that_do_not_fit(templates: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        overlay(Config(), {"data": {"templates": templates}}, source="test")

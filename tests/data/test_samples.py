@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,40 @@ def test_several_captions_and_views(tmp_path: Path, spec: SampleSpec) -> None:
     assert block["views"].shape == (20, 3, SIZE, SIZE, 3) and block["ids"].shape == (20, 2, CONTEXT)
     assert not (block["ids"][:, 0] == block["ids"][:, 1]).all(axis=1).any()
     assert len(np.unique(block["ids"].reshape(40, -1), axis=0)) == 4
+
+
+CHOSEN = ColumnsConfig(captions_from={"alt": 3.0, "long": 1.0, "txt": 1.0})
+
+
+def test_captions_from_chosen_fields_of_json_and_columns(tmp_path: Path) -> None:
+    documents = [{"alt": "one", "long": ["two", "three"], "caption": "no"}, {"long": "four"}, {"caption": "no"}]
+    members = [{"png": b"x", "json": json.dumps(document).encode()} for document in documents]
+    members[1]["txt"] = b"five"
+    write_tar(tmp_path / "a.tar", [(f"x{number}", member) for number, member in enumerate(members)])
+    columns = {
+        "image": [b"x"] * 3,
+        "alt": ["one", None, None],
+        "long": [["two", "three"], ["four"], None],
+        "txt": [None, "five", None],
+        "caption": ["no"] * 3,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for name in ("a.tar", "a.parquet"):
+        rows = list(read_piece(Piece(str(tmp_path / name), 0, 1), CHOSEN))
+        assert [row.captions for row in rows] == [("one", "two", "three"), ("four", "five"), ()]
+        assert [row.weights for row in rows] == [(3.0, 0.5, 0.5), (1.0, 1.0), ()]
+        assert [row.bad for row in rows] == [None, None, "missing_caption"]
+        assert rows[0].meta == {"caption": "no"}
+
+
+def test_templates_are_drawn_with_the_sample(spec: SampleSpec) -> None:
+    row = Row("x", picture(0), ("picture",))
+    with_templates = replace(spec, templates={"some {}": 0.5})
+    block, _ = _make([row] * 40, with_templates, seed=0, entry=0)
+    lengths = sorted(set(block["lengths"].ravel().tolist()))
+    assert len(lengths) == 2 and lengths[1] == lengths[0] + 1
+    again, _ = _make([row] * 40, with_templates, seed=0, entry=0)
+    assert (block["ids"] == again["ids"]).all()
 
 
 def test_tallies_add_up() -> None:
