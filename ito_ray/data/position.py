@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ ROW_BITS = 32
 ROW_PLACE_BITS = 24
 """A place is `slot << 24 | number of the row in that slot's piece`."""
 VERSION = 2
+Intervals = list[list[int]]
+"""[first, past last] of each run of consecutive numbers, in order."""
 Entries = dict[int, tuple[int, set[int]]]
 """Entry → (samples that it delivers, places taken)."""
 
@@ -36,8 +38,8 @@ class Taken:
 class Position:
     """Consumed samples; every rank adds its own with `take`, a checkpoint merges all ranks' with `merge`."""
 
-    complete: set[int] = field(default_factory=set)
-    """Entries of which every delivered sample was taken."""
+    complete: Intervals = field(default_factory=list)
+    """Entries of which every delivered sample was taken; intervals, since a long run has millions of entries."""
     open: Entries = field(default_factory=dict)
     """The others, as known to all ranks."""
     seen: Counter[int] = field(default_factory=Counter)
@@ -55,7 +57,7 @@ class Position:
         """
         for uid, rows in zip(uids.tolist(), entry_rows.tolist(), strict=True):
             entry, place = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
-            assert entry not in self.complete and place not in self.open.get(entry, (0, ()))[1], "taken before"
+            assert not within(self.complete, entry) and place not in self.open.get(entry, (0, ()))[1], "taken before"
             taken = self.local.entries.setdefault(entry, (rows, set()))[1]
             assert place not in taken, "taken twice"
             taken.add(place)
@@ -68,8 +70,9 @@ class Position:
             for entry, (rows, places) in taken.entries.items():
                 # The newest count holds: a shard may have become unreadable since the entry was read first.
                 self.open[entry] = (rows, self.open.get(entry, (0, set()))[1] | places)
-        for entry in [entry for entry, (rows, places) in self.open.items() if len(places) == rows]:
-            self.complete.add(entry)
+        finished = [entry for entry, (rows, places) in self.open.items() if len(places) == rows]
+        self.complete = intervals(finished, self.complete)
+        for entry in finished:
             del self.open[entry]
         self.local = Taken()
 
@@ -86,7 +89,7 @@ class Position:
         """Intervals [first, past last] of entries and, by unfinished entry, of places."""
         return {
             "version": VERSION,
-            "complete": intervals(self.complete),
+            "complete": self.complete,
             "open": {str(entry): [rows, intervals(taken)] for entry, (rows, taken) in sorted(self.open.items())},
             "seen": {str(source): count for source, count in sorted(self.seen.items())},
         }
@@ -96,28 +99,29 @@ class Position:
         """The inverse of `to_json`; an empty mapping is the start."""
         assert document.get("version", VERSION) == VERSION, f"position of version {document['version']}"
         return cls(
-            complete=_members(document.get("complete", [])),
-            open={int(entry): (rows, _members(taken)) for entry, (rows, taken) in document.get("open", {}).items()},
+            complete=[list(run) for run in document.get("complete", [])],
+            open={int(entry): (rows, set(members(taken))) for entry, (rows, taken) in document.get("open", {}).items()},
             seen=Counter({int(source): count for source, count in document.get("seen", {}).items()}),
         )
 
 
-def intervals(numbers: Iterable[int]) -> list[list[int]]:
-    """[first, past last] of each run of consecutive numbers, in order."""
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and found[-1][1] == number:
-            found[-1][1] = number + 1
+def intervals(numbers: Iterable[int], known: Intervals | None = None) -> Intervals:
+    """The numbers, and those of `known`, as intervals."""
+    found: Intervals = []
+    for first, past in sorted([*([number, number + 1] for number in set(numbers)), *(known or [])]):
+        if found and found[-1][1] == first:
+            found[-1][1] = past
         else:
-            found.append([number, number + 1])
+            found.append([first, past])
     return found
+
+
+def members(runs: Intervals) -> Iterator[int]:
+    """The numbers in the intervals, in order."""
+    return (number for first, past in runs for number in range(first, past))
 
 
 def within(runs: Sequence[Sequence[int]], number: int) -> bool:
     """Whether `number` is in one of the sorted intervals."""
     place = bisect_right(runs, number, key=lambda run: run[0])
     return place > 0 and number < runs[place - 1][1]
-
-
-def _members(intervals: Iterable[Iterable[int]]) -> set[int]:
-    return {number for first, past in intervals for number in range(first, past)}

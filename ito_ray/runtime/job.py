@@ -119,6 +119,16 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
     size = sum(shard.size for shard in data.shards) / 1e6
     towers = [sum(p.numel() for p in tower.parameters()) / 1e6 for tower in (encoder.image, encoder.text)]
     stages.say(f"data: {len(data.shards)} shards, {size:,.1f} MB")
+    for source, fraction in zip(data.plan.sources, data.plan.fractions, strict=True):
+        if len(data.plan.sources) > 1:
+            stages.say(f"  {source.name}: {len(source.shards)} shards, {fraction:.1%} of the samples")
+    gzipped = {shard.url for shard in data.shards if shard.is_gzipped}
+    pieces = [parts for source in data.plan.sources for url, parts in source.shards if url in gzipped]
+    if pieces:
+        stages.say(
+            f"{len(pieces)} shards are compressed: each is fetched and unpacked whole {sum(pieces) / len(pieces):.0f} "
+            "times a pass; unpack them once to plain .tar to save that"
+        )
     stages.say(
         f"model: {cfg.model.image.name} at {cfg.model.image.size} px ({towers[0]:.1f} M), {cfg.model.text.kind} text "
         f"({towers[1]:.1f} M), shared width {cfg.model.embed_dim}"

@@ -20,7 +20,7 @@ import ray.data
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.position import Position
+from ito_ray.data.position import Position, within
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
@@ -136,7 +136,7 @@ def _not_complete(position: Position, count: int) -> list[int]:
     entries: list[int] = []
     entry = 0
     while len(entries) < count:
-        if entry not in position.complete:
+        if not within(position.complete, entry):
             entries.append(entry)
         entry += 1
     return entries
@@ -156,7 +156,8 @@ def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int) -> I
         for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if len(block["uid"])
     )
-    started_from = len(position.complete)  # another draw after a resume than at the start, the same for the same resume
+    # Another draw after a resume than at the start, the same for the same resume.
+    started_from = sum(past - first for first, past in position.complete)
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))
     local_batch = cfg.train.global_batch // cfg.train.workers
     for batch in mixed_batches(blocks, batch=local_batch, hold=cfg.data.shuffle_buffer, rng=rng):

@@ -1,15 +1,13 @@
-"""`python -m tests.runtime.recorded FOLDER train-arguments…`: the job, with a record of what every step was given.
+"""`python -m tests.runtime.recorded FOLDER STOP train-arguments…`: the job, with a record of what each step was given.
 
 Each rank appends a JSON line a step: the step, the time, the samples' uids and the ids of their captions. This is what
-the trainer got, told by nobody's bookkeeping.
+the trainer got, told by nobody's bookkeeping. After STOP steps (0 = never) it waits to be killed.
 """
 
 from __future__ import annotations
 
 import sys
 from typing import Any
-
-FOLDER = sys.argv[1] if len(sys.argv) > 1 else ""
 
 
 def recording_worker(given: dict[str, Any]) -> None:
@@ -37,6 +35,8 @@ def recording_worker(given: dict[str, Any]) -> None:
                 file.write(json.dumps({**line, "ids": batch["ids"][:, 0].tolist()}) + "\n")
                 file.flush()
                 yield batch
+                if number == given["stop"]:
+                    time.sleep(600)
 
     worker.rank_batches = told
     worker.train_worker(given)
@@ -50,10 +50,11 @@ def main() -> int:
     made = trainer.TorchTrainer
 
     def recorded(_: object, *, train_loop_config: dict[str, Any], **named: Any) -> Any:
-        return made(recording_worker, train_loop_config={**train_loop_config, "record": FOLDER}, **named)
+        record = {"record": sys.argv[1], "stop": int(sys.argv[2])}
+        return made(recording_worker, train_loop_config={**train_loop_config, **record}, **named)
 
     trainer.TorchTrainer = recorded  # type: ignore[assignment, misc]
-    return train.main(sys.argv[2:])
+    return train.main(sys.argv[3:])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from mlflow.artifacts import list_artifacts
 from ito_ray.config.load import to_yaml
 from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.position import ROW_BITS, ROW_PLACE_BITS, Position
+from ito_ray.data.position import ROW_BITS, ROW_PLACE_BITS, Position, members, within
 from ito_ray.data.rows import read_piece
 from ito_ray.data.tokens import load_tokenizer, tokenize
 from ito_ray.runtime import trainer
@@ -32,7 +32,7 @@ from tests.runtime.shards import caption, sample, small_config, write_shards
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
-STEPS, BATCH = 50, 16
+STEPS, CUT, BATCH = 50, 20, 16
 BAD = ("bad0", "bad1")
 
 
@@ -52,36 +52,24 @@ def _config(tmp: Path, workers: int) -> Config:
     return small_config(tmp, data=data, train=train, model={"text": text})
 
 
-def _start(cfg: Config, tmp: Path) -> subprocess.Popen[bytes]:
+def _start(cfg: Config, tmp: Path, stop: int) -> subprocess.Popen[bytes]:
     (tmp / "config.yaml").write_text(to_yaml(cfg))
     (tmp / "record").mkdir(exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.runtime.recorded",
-        str(tmp / "record"),
-        "--config",
-        str(tmp / "config.yaml"),
-    ]
+    program = [sys.executable, "-m", "tests.runtime.recorded", str(tmp / "record"), str(stop)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     log = (tmp / f"log-{cfg.train.workers}.txt").open("w")
+    command = [*program, "--config", str(tmp / "config.yaml")]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
 
 
-def _kill_after_a_checkpoint(cfg: Config, tmp: Path) -> int:
-    """The step at which the run was cut."""
-    process = _start(cfg, tmp)
-    deadline = time.monotonic() + 300
-    while (newest := trainer.latest_checkpoint(cfg)) is None:
+def _killed_between_checkpoints(cfg: Config, tmp: Path) -> None:
+    process = _start(cfg, tmp, stop=CUT + 2)
+    deadline = time.monotonic() + 400
+    while (newest := trainer.latest_checkpoint(cfg)) is None or read_state(newest).step < CUT:
         assert process.poll() is None and time.monotonic() < deadline, (tmp / "log-2.txt").read_text()[-2000:]
-        time.sleep(0.1)
+        time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while (now := trainer.latest_checkpoint(cfg)) != newest:  # what the controller still wrote
-        newest = now
-        time.sleep(1)
-    assert newest is not None
-    return read_state(newest).step
 
 
 def _recorded(tmp: Path, workers: int, first: int, last: int) -> Iterator[dict[str, Any]]:
@@ -112,20 +100,19 @@ def _keys_by_pass(records: list[dict[str, Any]], plan: ShardPlan, names: dict[tu
 
 def _whole_passes(position: Position, plan: ShardPlan) -> dict[int, int]:
     """Passes of each source that lie wholly in complete entries."""
-    first_open = min(set(range(max(position.complete) + 2)) - position.complete)
+    first_open = position.complete[0][1] if within(position.complete, 0) else 0
     pieces = Counter(piece.source for entry in range(first_open) for piece in plan.entry(entry))
     return {number: pieces[number] // source.pieces for number, source in enumerate(plan.sources)}
 
 
 def test_killed_with_two_workers_and_resumed_with_one(tmp_path: Path) -> None:
-    cut = _kill_after_a_checkpoint(_config(tmp_path, workers=2), tmp_path)
-    assert 0 < cut < STEPS
+    _killed_between_checkpoints(_config(tmp_path, workers=2), tmp_path)
     cfg = _config(tmp_path, workers=1)
     started = time.time()
-    process = _start(cfg, tmp_path)
+    process = _start(cfg, tmp_path, stop=0)
     assert process.wait(timeout=400) == 0, (tmp_path / "log-1.txt").read_text()[-3000:]
 
-    records = [*_recorded(tmp_path, 2, 1, cut), *_recorded(tmp_path, 1, cut + 1, STEPS)]
+    records = [*_recorded(tmp_path, 2, 1, CUT), *_recorded(tmp_path, 1, CUT + 1, STEPS)]
     uids = [uid for line in records for uid in line["uid"]]
     assert len(uids) == len(set(uids)) == STEPS * BATCH
 
@@ -146,7 +133,7 @@ def test_killed_with_two_workers_and_resumed_with_one(tmp_path: Path) -> None:
             assert found[source, number] == Counter(f"s{key:05d}" for key in keys), (source, number)
 
     _every_row_is_accounted_for(cfg, tmp_path, found, position, plan)
-    resumed = min(line["time"] for line in _recorded(tmp_path, 1, cut + 1, STEPS)) - started
+    resumed = min(line["time"] for line in _recorded(tmp_path, 1, CUT + 1, STEPS)) - started
     size = len((newest / "state.json").read_bytes())
     print(f"state {size} bytes, of which position {len(json.dumps(state.position))}; resumed in {resumed:.1f} s")
     assert len(json.dumps(state.position)) < 4000
@@ -172,7 +159,7 @@ def _every_row_is_accounted_for(
     )
     assert {row["key"] for row in quarantined} == set(BAD)
     assert {(row["source"], row["shard"]) for row in quarantined} == {("rare", str(tmp / "rare" / "rare.tar"))}
-    settled = [piece for entry in position.complete for piece in plan.entry(entry)]
+    settled = [piece for entry in members(position.complete) for piece in plan.entry(entry)]
     least = sum(row.key in BAD for piece in settled for row in read_piece(piece, cfg.data.columns))
     assert len(quarantined) >= least > 2
 
