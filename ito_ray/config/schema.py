@@ -85,7 +85,7 @@ class DataConfig(Section):
     columns: ColumnsConfig = ColumnsConfig()
     rows_per_task: PositiveInt = 256
     """Samples that one Ray Data task reads, decodes and augments."""
-    mix: PositiveInt = 4
+    mix: Annotated[int, Field(gt=0, le=256)] = 4
     """Shards that one task draws its samples from, so that no block comes from one shard only."""
     shuffle_buffer: NonNegativeInt = 1024
     """Samples that each rank holds back to mix neighbouring blocks; 0 = take them as they come."""

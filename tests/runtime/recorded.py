@@ -19,9 +19,10 @@ def recording_worker(given: dict[str, Any]) -> None:
 
     import ray.train
 
-    from ito_ray.runtime import worker
+    from ito_ray.runtime import worker as module
     from ito_ray.training.state import read_state
 
+    worker: Any = module
     untold = worker.rank_batches
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
@@ -44,8 +45,10 @@ def recording_worker(given: dict[str, Any]) -> None:
 
 def main() -> int:
     """The job's exit code."""
-    from ito_ray.runtime import trainer
+    from ito_ray.runtime import trainer as module
     from pipelines import train
+
+    trainer: Any = module
 
     made = trainer.TorchTrainer
 
@@ -53,7 +56,7 @@ def main() -> int:
         record = {"record": sys.argv[1], "stop": int(sys.argv[2])}
         return made(recording_worker, train_loop_config={**train_loop_config, **record}, **named)
 
-    trainer.TorchTrainer = recorded  # type: ignore[assignment, misc]
+    trainer.TorchTrainer = recorded
     return train.main(sys.argv[3:])
 
 

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from ito_ray.config.schema import Config
+from ito_ray.data import quarantine
 from ito_ray.data.position import Position, members
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.runtime.launch import TokenizerFiles
@@ -118,3 +119,19 @@ def test_a_retried_task_does_not_count_twice(tmp_path: Path) -> None:
     tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
     assert tally.read == tally.delivered > 0
     assert tally.read < 96
+
+
+def test_a_shard_that_vanishes_is_dropped_as_such_and_the_rest_goes_on(tmp_path: Path) -> None:
+    cfg = small_config(tmp_path, data={"max_bad_fraction": 0.5})
+    data = plan_data(cfg)
+    gone = tmp_path / "train" / "part-002.tar"
+    gone.unlink()
+    reader = _reader(cfg, data, tmp_path)
+    blocks = _read(reader, Position(), data.plan.entries_per_pass)
+    tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
+    assert sum(len(block["uid"]) for block in blocks) == tally.delivered == 72
+    assert tally.dropped == {"shard_unreadable": 24}
+    ray.get(reader.monitor.flush.remote())
+    rows = quarantine.read(tmp_path / "runs" / cfg.name / "quarantine").to_pylist()
+    assert {(row["source"], row["shard"], row["reason"]) for row in rows} == {("train", str(gone), "shard_unreadable")}
+    assert len(rows) == 24 and "part-002.tar" in rows[0]["detail"]
