@@ -20,7 +20,7 @@ import ray.data
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.position import Position
+from ito_ray.data.position import Position, within
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
@@ -38,18 +38,18 @@ class EntryReader:
     tokenizer: TokenizerFiles
     monitor: MonitorHandle
     taken: dict[int, frozenset[int]]
-    """Rows of unfinished entries that a resumed run has consumed."""
+    """Places of unfinished entries that a resumed run has consumed."""
 
     def __call__(self, numbers: Any) -> Arrays:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
         # Decoder and tokenizer take seconds to import, and only data tasks need them; every process of Ray Data and
         # Ray Train that passes this object on imports this module.
-        from ito_ray.data.rows import read_piece
+        from ito_ray.data.rows import read_patiently
         from ito_ray.data.samples import SampleSpec, make_block
 
         (entry,) = numbers["id"].tolist()
         data = self.cfg.data
-        rows = [row for piece in self.plan.entry(entry) for row in read_piece(piece, data.columns)]
+        pieces = [(piece, read_patiently(piece, data.columns)) for piece in self.plan.entry(entry)]
         taken = self.taken.get(entry, frozenset())
         spec = SampleSpec(
             views=data.views,
@@ -58,9 +58,10 @@ class EntryReader:
             max_pixels=data.max_pixels,
             tokenizer_dir=self.tokenizer.folder(),
             context=self.cfg.model.text.context,
+            templates=data.templates,
         )
-        block, tally = make_block(rows, spec, seed=self.plan.seed, entry=entry, skip=taken)
-        if reason := ray.get(self.monitor.record.remote(entry, tally)):
+        block, report = make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
+        if reason := ray.get(self.monitor.record.remote(entry, report)):
             raise DataError(reason)
         total = len(block["uid"]) + len(taken)
         return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
@@ -135,7 +136,7 @@ def _not_complete(position: Position, count: int) -> list[int]:
     entries: list[int] = []
     entry = 0
     while len(entries) < count:
-        if entry not in position.complete:
+        if not within(position.complete, entry):
             entries.append(entry)
         entry += 1
     return entries
@@ -155,11 +156,12 @@ def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int) -> I
         for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if len(block["uid"])
     )
-    started_from = len(position.complete)  # another draw after a resume than at the start, the same for the same resume
+    # Another draw after a resume than at the start, the same for the same resume.
+    started_from = sum(past - first for first, past in position.complete)
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))
     local_batch = cfg.train.global_batch // cfg.train.workers
     for batch in mixed_batches(blocks, batch=local_batch, hold=cfg.data.shuffle_buffer, rng=rng):
-        position.take(batch["uid"], batch["entry_rows"])
+        position.take(batch["uid"], batch["entry_rows"], batch["source"])
         yield batch
     raise DataError(
         "The stream of training samples ended before train.steps were taken: data.train holds far fewer samples than "

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ito_ray.config.load import to_yaml
 from ito_ray.config.schema import Config
-from ito_ray.data.position import Position
+from ito_ray.data.position import Position, members
 from ito_ray.data.rows import read_piece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.encoder import FolderEncoder
@@ -42,7 +42,7 @@ def _run(cfg: Config) -> job.Outcome:
 def _samples(position: Position, cfg: Config) -> int:
     """Samples consumed, counted from the shards themselves."""
     plan = plan_data(cfg).plan
-    pieces = [piece for entry in position.complete for piece in plan.entry(entry)]
+    pieces = [piece for entry in members(position.complete) for piece in plan.entry(entry)]
     return sum(1 for piece in pieces for _ in read_piece(piece, cfg.data.columns)) + position.samples_open
 
 
