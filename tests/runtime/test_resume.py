@@ -164,7 +164,11 @@ def _every_row_is_accounted_for(
     assert len(quarantined) >= least > 2
 
     store = f"sqlite:///{tmp / 'runs' / 'mlflow' / 'mlflow.db'}"
-    (run,) = mlflow.MlflowClient(store).search_runs(["1"])
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    curve = client.get_metric_history(run.info.run_id, "train/loss/total")
+    assert sorted(point.step for point in curve) == list(range(1, STEPS + 1)), "one run, one unbroken curve"
     for name in plan.names:
         told = {key: value for key, value in run.data.metrics.items() if key.startswith(f"data/{name}/")}
         assert {f"data/{name}/{key}": value for key, value in training["sources"][name].items()}.items() <= told.items()
