@@ -72,7 +72,7 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
     if newest:
         for step, metrics in resumable_state(cfg, data.plan, newest).metrics:
             on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
-    monitor = Monitor.remote(data.plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
+    monitor = start_monitor(cfg, data.plan)
     ray.get(monitor.committed.remote(str(newest or "")))
     trainer = _trainer(cfg, data, tokenizer, monitor)
 
@@ -100,6 +100,11 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
     return Trained(finished, news.tally)
 
 
+def start_monitor(cfg: Config, plan: ShardPlan) -> MonitorHandle:
+    """The run's monitor."""
+    return Monitor.remote(plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
+
+
 def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle) -> TorchTrainer:
     count = entries_needed(cfg, data.rows_per_entry)
 
@@ -109,7 +114,7 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
         train_worker,
         train_loop_config={"launch": Launch(cfg, data.plan.digest, tokenizer, monitor, str(Path.cwd()))},
         datasets={"train": stream},
-        dataset_config=DataConfig(execution_options=_execution_options(cfg)),
+        dataset_config=DataConfig(execution_options=execution_options(cfg)),
         scaling_config=ScalingConfig(
             num_workers=cfg.train.workers, use_gpu=cfg.train.gpu, resources_per_worker=resources
         ),
@@ -123,7 +128,7 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
     )
 
 
-def _execution_options(cfg: Config) -> ExecutionOptions:
+def execution_options(cfg: Config) -> ExecutionOptions:
     """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
     view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
     blocks_ahead = 2 * ray.cluster_resources()["CPU"] + 4 * cfg.train.workers
