@@ -21,6 +21,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
+from ito_ray.data.tally import EntryReport
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
@@ -42,15 +43,22 @@ class EntryReader:
 
     def __call__(self, numbers: Any) -> Arrays:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
+        (entry,) = numbers["id"].tolist()
+        block, report = self.make(entry)
+        if reason := ray.get(self.monitor.record.remote(entry, report)):
+            raise DataError(reason)
+        total = len(block["uid"]) + len(self.taken.get(entry, ()))
+        return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
+
+    def make(self, entry: int) -> tuple[Arrays, EntryReport]:
+        """Samples and account of one entry: all the work of a task, without Ray."""
         # Decoder and tokenizer take seconds to import, and only data tasks need them; every process of Ray Data and
         # Ray Train that passes this object on imports this module.
         from ito_ray.data.rows import read_patiently
         from ito_ray.data.samples import SampleSpec, make_block
 
-        (entry,) = numbers["id"].tolist()
         data = self.cfg.data
         pieces = [(piece, read_patiently(piece, data.columns)) for piece in self.plan.entry(entry)]
-        taken = self.taken.get(entry, frozenset())
         spec = SampleSpec(
             views=data.views,
             captions=data.captions,
@@ -60,11 +68,8 @@ class EntryReader:
             context=self.cfg.model.text.context,
             templates=data.templates,
         )
-        block, report = make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
-        if reason := ray.get(self.monitor.record.remote(entry, report)):
-            raise DataError(reason)
-        total = len(block["uid"]) + len(taken)
-        return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
+        taken = self.taken.get(entry, frozenset())
+        return make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
 
 
 class Rest:

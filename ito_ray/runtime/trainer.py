@@ -135,7 +135,7 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
         train_worker,
         train_loop_config={"launch": launch},
         datasets={"train": stream},
-        dataset_config=DataConfig(execution_options=_execution_options(cfg)),
+        dataset_config=DataConfig(execution_options=execution_options(cfg)),
         scaling_config=ScalingConfig(
             num_workers=cfg.train.workers, use_gpu=cfg.train.gpu, resources_per_worker=resources
         ),
@@ -149,7 +149,7 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
     )
 
 
-def _execution_options(cfg: Config) -> ExecutionOptions:
+def execution_options(cfg: Config) -> ExecutionOptions:
     """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
     view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
     blocks_ahead = 2 * ray.cluster_resources()["CPU"] + 4 * cfg.train.workers

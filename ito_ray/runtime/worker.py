@@ -51,10 +51,11 @@ def _train(launch: Launch) -> None:
     tokenizer = load_tokenizer(launch.tokenizer.folder())
     torch.manual_seed(cfg.train.seed)
     method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
-    method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
     sharded = cfg.train.parallel == "fsdp"
     if sharded:
         parallel.shard(method, device)
+    else:  # FSDP takes no such weights
+        method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
     learner = build_learner(cfg, method)
 
     step, position = 0, Position()
