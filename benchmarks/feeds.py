@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -192,7 +192,7 @@ def _reader(cfg: Config, folder: Path, *, monitor: Any) -> EntryReader:
     return EntryReader(data.plan, cfg, TokenizerFiles.read(folder / "tokenizer"), handle, {})
 
 
-FEEDS = {
+FEEDS: dict[str, Callable[[Order], dict[str, float]]] = {
     "peer": peer,
     "limit_tar": partial(limit, format="tar"),
     "limit_parquet": partial(limit, format="parquet"),

@@ -218,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     title = (
         f"{described['samples']:.0f} samples of {described['pixels'] / 1e6:.2f} megapixels, "
-        f"{described['bytes'] / 1024:.0f} KiB, {described['bits_per_pixel']:.1f} bits a pixel; 224 px, two views; {os.cpu_count()} cores"
+        f"{described['bytes'] / 1024:.0f} KiB, {described['bits_per_pixel']:.1f} bits a pixel; 224 px, two views; "
+        f"{os.cpu_count()} cores"
     )
     if options.minutes:
         console.print(title)
@@ -231,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pixels = 2 * 3 * 224**2
         console.print(
             f"Object store: {stored['bytes_per_sample']:,.0f} bytes a sample, "
-            f"{stored['bytes_per_sample'] / pixels:.3f} × its pixels. The peer hands over float32; turning our bytes into that on a CPU takes another "
-            f"{fields['normalize_cpu_ms']:.2f} CPU-ms a sample."
+            f"{stored['bytes_per_sample'] / pixels:.3f} × its pixels. The peer hands over float32; turning our bytes "
+            f"into that on a CPU takes another {fields['normalize_cpu_ms']:.2f} CPU-ms a sample."
         )
     if options.json:
         options.json.write_text(
