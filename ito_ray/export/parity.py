@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,17 @@ from ito_ray.export.checks import TensorPrint, check_folder, manifest_digest, to
 
 TOLERANCE = 1e-5
 CHILD_SECONDS = 900
+Kind = Literal["sentence_transformer", "open_clip", "onnx"]
+LIBRARIES: Mapping[Kind, str] = {
+    "sentence_transformer": "sentence-transformers",
+    "open_clip": "OpenCLIP",
+    "onnx": "onnxruntime, tokenizers, Pillow and numpy",
+}
+REMEDIES: Mapping[Kind, str] = {
+    "sentence_transformer": "Export the model again with towers of stock classes.",
+    "open_clip": 'OpenCLIP must know local-dir: folders: pip install -U "ito_ray[clip]".',
+    "onnx": 'Is a newer runtime needed? pip install -U "ito_ray[onnx]".',
+}
 PROBE_TEXTS = (
     "a photo of a red bird",
     "Zwölf grüne Boote – im Hafen, 日本 🙂",
@@ -145,18 +156,22 @@ def take_reference(
 
 
 class FreshProcess:
-    """A Python process that cannot import ito_ray, importing sentence-transformers while the caller does other work.
+    """A Python process that cannot import ito_ray, importing what it needs while the caller does other work.
 
     A context manager; start it before the export to hide the seconds that its imports take. Good for one `encode`.
+
+    Args:
+        kind: what the folder is. For onnx neither torch nor anything built on it can be imported.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind = "sentence_transformer") -> None:
+        self._kind = kind
         self._scratch = tempfile.TemporaryDirectory(prefix="ito-parity-")
         self._log = Path(self._scratch.name, "stderr.txt")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(__file__).with_name("parity_child.py"))],
+                [sys.executable, "-I", str(Path(__file__).with_name("parity_child.py")), kind],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -176,6 +191,8 @@ class FreshProcess:
     def encode(self, folder: Path, reference: Reference) -> dict[str, NDArray[np.float32]]:
         """The reference's inputs encoded with `folder`: `text` (n,D) and `image` (m,D).
 
+        Where the child makes the batches, also in other ones: `text.1`, `text.2`, …
+
         Raises:
             ExportError: the folder cannot be loaded without ito_ray, without network or without unpickling.
         """
@@ -187,14 +204,13 @@ class FreshProcess:
         except subprocess.TimeoutExpired as error:
             raise ExportError(
                 f"{folder} was not encoded within {CHILD_SECONDS} s by a fresh process: is the machine overloaded? "
-                "Verify again with pipelines.register."
+                "Try again when it is not."
             ) from error
         if self._process.returncode:
             lines = self._log.read_text("utf-8", "replace").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {self._process.returncode}"
             raise ExportError(
-                f"{folder} cannot be loaded by sentence-transformers alone: {reason}. Export the model again with "
-                "towers of stock classes."
+                f"{folder} cannot be loaded by {LIBRARIES[self._kind]} alone: {reason}. {REMEDIES[self._kind]}"
             )
         return load_file(out)
 
@@ -203,7 +219,7 @@ def parity(folder: Path, reference: Reference, process: FreshProcess | None = No
     """Largest |difference| of any embedding coordinate between the folder, freshly loaded, and the reference.
 
     Args:
-        folder: the exported SentenceTransformer.
+        folder: the exported SentenceTransformer, or what `process` was started for.
         reference: of the trained model.
         process: one that was started before; else a new one is.
 
@@ -213,13 +229,14 @@ def parity(folder: Path, reference: Reference, process: FreshProcess | None = No
     with process or FreshProcess() as fresh:
         encoded = fresh.encode(folder, reference)
     differences = []
-    for name, expected in (("text", reference.text_ND), ("image", reference.image_ND)):
-        if encoded[name].shape != expected.shape:
+    for name, embedding_ND in encoded.items():
+        expected_ND = reference.text_ND if name.startswith("text") else reference.image_ND
+        if embedding_ND.shape != expected_ND.shape:
             raise ExportError(
-                f"{folder} encodes {name} to {encoded[name].shape}, the trained model to {expected.shape}: it is "
+                f"{folder} encodes {name} to {embedding_ND.shape}, the trained model to {expected_ND.shape}: it is "
                 "another model's folder or reference."
             )
-        differences.append(np.abs(encoded[name] - expected).max(initial=0.0))
+        differences.append(np.abs(embedding_ND - expected_ND).max(initial=0.0))
     largest = float(np.max(differences))
     if not np.isfinite(largest):
         raise ExportError(f"{folder} encodes to NaN or infinity: the trained weights are broken.")

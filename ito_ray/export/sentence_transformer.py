@@ -83,13 +83,13 @@ def export_sentence_transformer(model: DualEncoder, tokenizer_dir: Path, folder:
             fast one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch, _quiet():
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch, quiet():
         built = Path(scratch, "built")
         stock = _assemble(model, tokenizer_dir, Path(scratch))
         stock.save_pretrained(str(built), create_model_card=False, safe_serialization=True)
         _finish_text_config(model.text.net, built / "text_0_Transformer")
         _describe(model, built)
-        _make_public(built)
+        make_public(built)
         if folder.exists():
             folder.rename(Path(scratch, "replaced"))
         built.rename(folder)
@@ -205,7 +205,7 @@ def _finish_text_config(net: nn.Module, folder: Path) -> None:
     arguments = _text_arguments(net)
     if arguments:
         path = folder / "sentence_bert_config.json"
-        _write_json(path, {**json.loads(path.read_text("utf-8")), "model_kwargs": arguments})
+        write_json(path, {**json.loads(path.read_text("utf-8")), "model_kwargs": arguments})
 
 
 def _describe(model: DualEncoder, folder: Path) -> None:
@@ -213,7 +213,7 @@ def _describe(model: DualEncoder, folder: Path) -> None:
     log_scale = float(model.logit_scale.detach())
     scale = float(torch.tensor(log_scale).exp())
     dim = model.image.proj.out_features
-    _write_json(
+    write_json(
         folder / "ito.json",
         {
             "format": 1,
@@ -235,24 +235,25 @@ def _describe(model: DualEncoder, folder: Path) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _make_public(folder: Path) -> None:
+def make_public(folder: Path) -> None:
     """Drop traces of how it was loaded here from the configs; make files readable by all (weights come as 0600)."""
     for path in folder.rglob("*config.json"):
         content = json.loads(path.read_text("utf-8"))
         kept = {key: value for key, value in content.items() if key not in LOADING_TRACES}
         if kept != content:
-            _write_json(path, kept)
+            write_json(path, kept)
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented UTF-8 JSON with a newline at its end."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, load reports or advice from the libraries while a model is written."""
     loggers = [logging.getLogger(name) for name in ("sentence_transformers", "timm")]
     levels = [logger.level for logger in loggers]

@@ -1,0 +1,54 @@
+"""Images and texts to vectors with onnxruntime, tokenizers, Pillow and numpy; needs no other file than the folder's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+
+
+class OnnxEncoder:
+    """Both encoders of an exported folder; `providers` as in onnxruntime, e.g. CUDAExecutionProvider."""
+
+    def __init__(self, folder: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        facts = json.loads(Path(folder, "preprocess.json").read_text("utf-8"))
+        self.image, self.text = facts["image"], facts["text"]
+        self.image_net, self.text_net = (
+            onnxruntime.InferenceSession(str(Path(folder, part["file"])), providers=list(providers))
+            for part in (self.image, self.text)
+        )
+        padding = self.text["padding"]
+        self.tokenizer = Tokenizer.from_file(str(Path(folder, self.text["tokenizer"])))
+        self.tokenizer.enable_truncation(self.text["context"], direction=self.text["truncate"])
+        self.tokenizer.enable_padding(direction="right", pad_id=padding["id"], pad_token=padding["token"])
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Any:
+        """Images of any size and mode to (n, D) float32 of unit length."""
+        pixels = np.stack([self.pixels(image) for image in images])
+        return self.image_net.run(None, {"pixels": pixels})[0]
+
+    def encode_texts(self, texts: Sequence[str]) -> Any:
+        """Texts to (n, D) float32 of unit length."""
+        encodings = self.tokenizer.encode_batch(list(texts))
+        ids = np.array([encoding.ids for encoding in encodings], np.int64)
+        mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
+        return self.text_net.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+    def pixels(self, image: Image.Image) -> Any:
+        """RGB, short side to `size` (bicubic), the middle square, (3, size, size) float32 less mean over std."""
+        size = self.image["size"]
+        image = image.convert("RGB")
+        short = min(image.size)
+        width, height = (int(size * side / short) for side in image.size)
+        if short != size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        square = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+        mean, std = (np.array(self.image[name], np.float32) for name in ("mean", "std"))
+        return ((square - mean) / std).transpose(2, 0, 1)

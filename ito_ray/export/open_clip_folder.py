@@ -1,0 +1,63 @@
+"""A folder that OpenCLIP loads by `local-dir:`: its own classes, no timm, our tokenizer and preprocessing.
+
+Source of the layout: OpenCLIP 3.3, https://github.com/mlfoundations/open_clip, src/open_clip/factory.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ito_ray.export.sentence_transformer import write_json
+from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.models.open_clip import open_clip_config, to_open_clip
+
+NO_TOKENIZER = {"config.json", "model.safetensors", "sentence_bert_config.json"}
+CARD = """# Image-text encoder for OpenCLIP
+
+```python
+import open_clip
+import torch
+from PIL import Image
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:path/to/this/folder")
+tokenizer = open_clip.get_tokenizer("local-dir:path/to/this/folder")
+model.eval()
+with torch.inference_mode():
+    images = model.encode_image(preprocess(Image.open("cat.jpg").convert("RGB"))[None], normalize=True)
+    texts = model.encode_text(tokenizer(["a photo of a cat", "a photo of a dog"]), normalize=True)
+print((model.logit_scale.exp() * images @ texts.T).softmax(-1))
+```
+
+OpenCLIP repairs broken encodings and HTML entities in texts before it tokenizes them; clean texts get the vectors that
+the model was trained to give. Convert images to RGB before, as above: OpenCLIP does so only after it has resized them.
+
+Trained with ITO (https://arxiv.org/abs/2603.02767). The fusion module of training is not part of this model.
+"""
+
+
+def write_open_clip(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> None:
+    """Write config, weights (float32), tokenizer and README.md into the empty `folder`.
+
+    Raises:
+        ExportError: OpenCLIP has no such pair of towers; the reason is named.
+    """
+    described, image = open_clip_config(model), model.image.cfg
+    described["text_cfg"]["hf_tokenizer_name"] = "."  # any name: of a local-dir OpenCLIP takes the folder itself
+    preprocess = {
+        "size": image.size,
+        "mode": "RGB",
+        "mean": list(image.mean),
+        "std": list(image.std),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    write_json(folder / "open_clip_config.json", {"model_cfg": described, "preprocess_cfg": preprocess})
+    state = to_open_clip(model.state_dict())
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "open_clip_model.safetensors")
+    for path in tokenizer_dir.iterdir():
+        if path.name not in NO_TOKENIZER:
+            shutil.copyfile(path, folder / path.name)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")

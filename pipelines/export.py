@@ -1,0 +1,100 @@
+"""Convert an exported SentenceTransformer folder to a format for other programs.
+
+    python -m pipelines.export --encoder runs/demo/sentence_transformer --to open_clip --out runs/demo/open_clip
+
+open_clip: a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`; CLIP's own towers only, that is a
+timm vit_…_clip_… with model.text.kind=clip. onnx: both encoders for onnxruntime, without torch; most towers.
+
+The new folder is written under a temporary name, encodes images and texts in a process that cannot import ito_ray, and
+gets its name when no number differs by more than 1e-5 from what the SentenceTransformer folder gives.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from ito_ray.errors import ExportError, ItoError
+
+USAGE = {
+    "open_clip": """import open_clip
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")
+tokenizer = open_clip.get_tokenizer("local-dir:{out}")""",
+    "onnx": """import onnxruntime
+image = onnxruntime.InferenceSession("{out}/image.onnx")   # pixels -> embeddings
+text = onnxruntime.InferenceSession("{out}/text.onnx")     # input_ids, attention_mask -> embeddings
+# {out}/README.md has the preprocessing as code""",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to convert to what."""
+
+    encoder: Path
+    """The SentenceTransformer folder that training exported."""
+    to: Literal["open_clip", "onnx"]
+    """Format."""
+    out: Path
+    """New or empty folder; an earlier export of the same format is replaced."""
+
+
+def run(arguments: Arguments, console: Console) -> None:
+    """Convert, compare, print what was made and how to use it.
+
+    Raises:
+        ItoError: see `FolderEncoder` and `convert`.
+    """
+    # Imported here, so that --help and a wrong option answer at once.
+    from transformers.utils import logging
+
+    from ito_ray.evaluation.encoder import FolderEncoder
+    from ito_ray.export.formats import convert
+
+    if not (arguments.encoder / "modules.json").is_file():
+        raise ExportError(
+            f"--encoder {arguments.encoder} is not a SentenceTransformer folder (it has no modules.json): give the one "
+            "that training exported."
+        )
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    start = time.perf_counter()
+    with console.status("Converting and comparing …"):
+        encoder = FolderEncoder(arguments.encoder, device="cpu")
+        made = convert(arguments.encoder, arguments.to, arguments.out, encoder)
+    megabytes = sum((made.folder / name).stat().st_size for name in made.files) / 1e6
+    console.print(
+        f"made: {arguments.out}, {len(made.files)} files and their manifest, {megabytes:.1f} MB "
+        f"({time.perf_counter() - start:.0f} s)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"checked without ito_ray: largest difference to {arguments.encoder} {made.max_abs_difference:.2g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(escape(USAGE[arguments.to].format(out=arguments.out)), highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when converted, 2 when something that the user can mend is wrong."""
+    parsed = tyro.cli(Arguments, prog="python -m pipelines.export", description=__doc__, args=arguments)
+    try:
+        run(parsed, Console())
+    except ItoError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

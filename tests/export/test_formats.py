@@ -1,0 +1,224 @@
+"""OpenCLIP's folder and the ONNX one encode what the SentenceTransformer folder encodes; nothing else is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ito_ray.config.schema import ImageTowerConfig, ModelConfig, TextTowerConfig
+from ito_ray.errors import ExportError
+from ito_ray.export import onnx_folder
+from ito_ray.export.load import load_encoder
+from ito_ray.export.onnx_encoder import OnnxEncoder
+from ito_ray.export.open_clip_folder import write_open_clip
+from ito_ray.export.parity import PROBE_TEXTS, probe_images
+from ito_ray.export.sentence_transformer import export_sentence_transformer
+from ito_ray.models.dual_encoder import DualEncoder
+from pipelines.export import main
+from tests.export.tiny import BERT, CAPTIONS, Exported, export
+
+CLIP = TextTowerConfig(kind="clip", width=32, layers=1, heads=2, context=12, pool="last")
+RESNET = ImageTowerConfig(name="resnet10t", size=64)
+TEXTS = [*PROBE_TEXTS, "two green boats"]
+
+
+class Made:
+    """A trained encoder's folder, and what stock sentence-transformers encodes with it."""
+
+    def __init__(self, folder: Path, model: DualEncoder) -> None:
+        self.folder, self.model = folder, model
+        self.tokenizer = folder / "text_0_Transformer"
+        self.stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.images = [*probe_images(seed=3), *probe_images(seed=4)[:1]]
+        assert len(self.images) == len(TEXTS)  # so that both are cut into batches alike
+
+    def assert_same(self, image_ND: Any, text_ND: Any, texts: Sequence[str] = TEXTS) -> None:
+        inputs: list[Any] = [{"text": text} for text in texts]
+        np.testing.assert_allclose(image_ND, self.stock.encode(self.images), atol=1e-5)
+        np.testing.assert_allclose(text_ND, self.stock.encode(inputs), atol=1e-5)
+
+
+def _end_is_highest() -> Any:
+    """As CLIP's tokenizer, whose end token pads and has the highest id, but small."""
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    entries = ["[UNK]", *words, "[START]", "[END]"]
+    core = Tokenizer(models.WordLevel({entry: number for number, entry in enumerate(entries)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [(token, entries.index(token)) for token in ("[START]", "[END]")]
+    core.post_processor = processors.TemplateProcessing(single="[START] $A [END]", special_tokens=ends)
+    special = {"bos_token": "[START]", "eos_token": "[END]", "pad_token": "[END]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=CLIP.context, **special)
+
+
+def _clip(parent: Path) -> Made:
+    tokenizer = _end_is_highest()
+    tokenizer.save_pretrained(parent / "tokenizer")
+    image = ImageTowerConfig(
+        name="vit_base_patch16_clip_224",
+        size=45,
+        kwargs={"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 9},
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+    )
+    torch.manual_seed(0)
+    model = DualEncoder(ModelConfig(image=image, text=CLIP, embed_dim=24), tokenizer)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms and biases start at 1 and 0, where an exchange would not show
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
+    return Made(export_sentence_transformer(model, parent / "tokenizer", parent / "st"), model)
+
+
+def _bert(parent: Path) -> Made:
+    made: Exported = export(parent, image=RESNET, text=BERT.model_copy(update={"layers": 1}))
+    return Made(made.folder, made.model)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return _clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return _bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.mark.parametrize("pair", ["clip", "bert"])
+def test_the_folder_gives_the_trained_weights_back(pair: str, request: pytest.FixtureRequest) -> None:
+    made: Made = request.getfixturevalue(pair)
+    loaded = load_encoder(made.folder).state_dict()
+    trained = made.model.state_dict()
+    assert set(loaded) == set(trained)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
+
+
+def test_a_pretrained_text_tower_is_loaded_back(tmp_path: Path) -> None:
+    first = export(tmp_path)
+    text = TextTowerConfig(kind="pretrained", source=str(first.folder / "text_0_Transformer"), context=16, pool="mean")
+    made = export(tmp_path / "second", text=text)
+    loaded = load_encoder(made.folder)
+    assert loaded.text.cfg.source == str(made.folder / "text_0_Transformer")
+    trained = made.model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert ".pooler." in name or torch.equal(tensor, trained[name]), name
+
+
+def test_other_folders_and_exchanged_weights_are_refused(bert: Made, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is not a SentenceTransformer folder that ito_ray exported"):
+        load_encoder(tmp_path)
+    copy = Path(shutil.copytree(bert.folder, tmp_path / "copy"))
+    weights = copy / "text_2_Dense" / "model.safetensors"
+    save_file({"linear.weight": torch.zeros(24, 31)}, weights)
+    with pytest.raises(ExportError, match=r"1 are missing, unknown or of another shape, first text\.proj\.weight"):
+        load_encoder(copy)
+
+
+def test_open_clip_encodes_the_same_at_an_odd_size(clip: Made, tmp_path: Path) -> None:
+    made, out = clip, tmp_path
+    write_open_clip(load_encoder(made.folder), made.tokenizer, out)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
+    model.eval()
+    with torch.inference_mode():
+        image_ND = model.encode_image(torch.stack([preprocess(image) for image in made.images]), normalize=True)
+        text_ND = model.encode_text(tokenizer(TEXTS), normalize=True)
+    made.assert_same(image_ND, text_ND)
+    assert torch.equal(model.logit_scale, made.model.logit_scale)
+
+
+def test_towers_without_a_counterpart_in_open_clip_are_refused(bert: Made, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="resnet10t is not a Vision Transformer"):
+        write_open_clip(load_encoder(bert.folder), bert.tokenizer, tmp_path)
+
+
+def test_a_tower_too_large_for_an_onnx_file_is_refused(
+    bert: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_folder, "LIMIT", 1000)
+    with pytest.raises(ExportError, match=r"model\.image\.name=resnet10t has .* GB of weights"):
+        onnx_folder.write_onnx(load_encoder(bert.folder), bert.tokenizer, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_tower_that_torch_cannot_export_is_refused(
+    bert: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def branch(image_BCHW: Tensor) -> Tensor:
+        return image_BCHW.mean((2, 3))[:, :1].repeat(1, 24) * (2 if image_BCHW.mean().item() > 0 else 1)
+
+    model = load_encoder(bert.folder)
+    monkeypatch.setattr(model, "encode_image", branch)
+    with pytest.raises(ExportError, match=r"model\.image\.name=resnet10t cannot be written as ONNX"):
+        onnx_folder.write_onnx(model, bert.tokenizer, tmp_path)
+
+
+def test_an_out_folder_with_something_else_is_left_alone(
+    bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    for manifest in (None, {"kind": "onnx", "sha256": {}}, {"kind": "open_clip", "sha256": {"mine.txt": ""}}):
+        if manifest:
+            (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        assert main(["--encoder", str(bert.folder), "--to", "onnx", "--out", str(tmp_path)]) == 2
+        assert "which no earlier export to onnx wrote" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+    assert main(["--encoder", str(tmp_path), "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
+    assert "it has no modules.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def _assert_manifest_is_whole(out: Path) -> None:
+    sums = json.loads((out / "manifest.json").read_text())["sha256"]
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
+    del files["manifest.json"]
+    assert sums == files
+
+
+@pytest.mark.slow
+def test_the_open_clip_pipeline_replaces_an_earlier_export(
+    clip: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made"
+    out.mkdir()
+    (out / "old.txt").write_text("from an earlier export")
+    (out / "manifest.json").write_text(json.dumps({"kind": "open_clip", "sha256": {"old.txt": ""}}))
+    assert main(["--encoder", str(clip.folder), "--to", "open_clip", "--out", str(out)]) == 0
+    assert f"local-dir:{out}" in capsys.readouterr().out
+    assert not (out / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    _assert_manifest_is_whole(out)
+
+
+@pytest.mark.slow
+def test_the_onnx_pipeline_encodes_the_same_in_any_batch(
+    bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "onnx"
+    assert main(["--encoder", str(bert.folder), "--to", "onnx", "--out", str(out)]) == 0, capsys.readouterr().err
+    _assert_manifest_is_whole(out)
+    encoder = OnnxEncoder(out)
+    for batch in (1, 2, len(TEXTS)):
+        starts = range(0, len(TEXTS), batch)
+        bert.assert_same(
+            np.concatenate([encoder.encode_images(bert.images[start : start + batch]) for start in starts]),
+            np.concatenate([encoder.encode_texts(TEXTS[start : start + batch]) for start in starts]),
+        )
+    gray, same = Image.new("L", (50, 40), 90), Image.new("RGB", (50, 40), (90, 90, 90))
+    np.testing.assert_array_equal(encoder.encode_images([gray]), encoder.encode_images([same]))
+    package = str(Path(torch.__file__).parent).encode()
+    assert not [path.name for path in out.iterdir() if package in path.read_bytes()]
