@@ -26,11 +26,11 @@ demo-long: $(STAMP) ## the same with five times as many steps
 	@$(BIN)/python -m pipelines.demo --recipe icons_cpu_long
 
 test: lint       ## what CI runs: formatting, types, import rules, all tests
-	@$(BIN)/python -m pytest -m 'not slow' -q
+	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
 	@$(BIN)/python -m pytest -m slow -q --durations=10
 
 test-fast: $(STAMP) ## the tests that start no Ray, server or process
-	@$(BIN)/python -m pytest -m 'not slow' -q
+	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
 
 lint: $(STAMP)   ## formatting, types, import rules, secrets
 	@$(BIN)/ruff format --check -q .

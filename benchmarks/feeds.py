@@ -188,7 +188,7 @@ def stored_bytes(order: Order) -> dict[str, float]:
 def _reader(cfg: Config, folder: Path, *, monitor: Any) -> EntryReader:
     data = plan_data(cfg)
     clip_tokenizer(cfg.model.text.context).save_pretrained(folder / "tokenizer")
-    handle = start_monitor(cfg, data.plan) if monitor else None
+    handle = start_monitor(cfg, data.plan, None) if monitor else None
     return EntryReader(data.plan, cfg, TokenizerFiles.read(folder / "tokenizer"), handle, {})
 
 

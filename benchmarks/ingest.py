@@ -217,8 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(str(error), style="red")
         return 2
     title = (
-        f"{described['samples']:.0f} samples of {described['pixels'] / 1e6:.2f} megapixels, {described['bytes'] / 1024:.0f} KiB, "
-        f"{described['bits_per_pixel']:.1f} bits a pixel; 224 px, two views; {os.cpu_count()} cores"
+        f"{described['samples']:.0f} samples of {described['pixels'] / 1e6:.2f} megapixels, "
+        f"{described['bytes'] / 1024:.0f} KiB, {described['bits_per_pixel']:.1f} bits a pixel; 224 px, two views; {os.cpu_count()} cores"
     )
     if options.minutes:
         console.print(title)
@@ -230,8 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fields = summary(rounds, peaks, stored)
         pixels = 2 * 3 * 224**2
         console.print(
-            f"Object store: {stored['bytes_per_sample']:,.0f} bytes a sample, {stored['bytes_per_sample'] / pixels:.3f} × its "
-            f"pixels. The peer hands over float32; turning our bytes into that on a CPU takes another "
+            f"Object store: {stored['bytes_per_sample']:,.0f} bytes a sample, "
+            f"{stored['bytes_per_sample'] / pixels:.3f} × its pixels. The peer hands over float32; turning our bytes into that on a CPU takes another "
             f"{fields['normalize_cpu_ms']:.2f} CPU-ms a sample."
         )
     if options.json:

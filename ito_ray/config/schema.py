@@ -7,6 +7,7 @@ a `Config` from one another; `load.py` lays a YAML file and the command line ove
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -22,6 +23,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+UNNAMED_SOURCE = "train"
+_SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""A local path such as year=2024/a.tar would look like a name: write ./year=2024/a.tar."""
 
 
 class Section(BaseModel):
@@ -51,27 +55,37 @@ class ViewsConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Which Parquet column is what: the first name that the file has is taken."""
+    """Which Parquet column is what (the first name that the file has), and which json fields hold captions."""
 
     key: tuple[str, ...] = ("key", "__key__", "id", "uid")
     image: tuple[str, ...] = ("image", "jpg", "png", "jpeg", "webp", "image_bytes")
     captions: tuple[str, ...] = ("captions", "caption", "text", "txt", "TEXT")
+    captions_from: dict[str, PositiveFloat] = {}
+    """Take captions from these json fields or Parquet columns (txt: the KEY.txt member) and no others, each with its
+    chance to be drawn from, up to a common factor: {caption: 0.7, alt: 0.3}. Where a sample lacks some, the others
+    share. Empty: every caption that is found, with equal chances."""
 
 
 class DataConfig(Section):
     """Where image-text pairs come from and how they become training samples."""
 
     train: tuple[str, ...] = ()
-    """Shards: files, folders, globs or brace patterns; local, s3:// or gs://; .tar or .parquet."""
+    """Shards: files, folders, globs or brace patterns; local, s3:// or gs://; .tar or .parquet. To mix several
+    sources, name each one's: web=s3://bucket/web/{000..999}.tar icons=demo/data/train."""
+    weights: dict[str, PositiveFloat] = {}
+    """Fraction of the samples of each named source, up to a common factor: {web: 3, icons: 1}. A small source is
+    passed several times while a large one is passed once."""
     heldout: tuple[str, ...] = ()
     """Shards for retrieval during and after training; never trained on."""
     captions: PositiveInt = 1
     """C, captions drawn per sample."""
+    templates: dict[str, Probability] = {}
+    """Put a training caption into a template now and then: {"a photo of {}": 0.2}; bare with what is left of 1."""
     views: ViewsConfig = ViewsConfig()
     columns: ColumnsConfig = ColumnsConfig()
     rows_per_task: PositiveInt = 256
     """Samples that one Ray Data task reads, decodes and augments."""
-    mix: PositiveInt = 4
+    mix: Annotated[int, Field(gt=0, le=256)] = 4
     """Shards that one task draws its samples from, so that no block comes from one shard only."""
     shuffle_buffer: NonNegativeInt = 1024
     """Samples that each rank holds back to mix neighbouring blocks; 0 = take them as they come."""
@@ -79,6 +93,43 @@ class DataConfig(Section):
     """Share of samples that may be dropped before the run stops."""
     max_pixels: PositiveInt = 64_000_000
     """Larger images are dropped unread: decompression bombs."""
+
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """The patterns of each source in `train`, by its name."""
+        found: dict[str, tuple[str, ...]] = {}
+        for pattern in self.train:
+            name, separator, rest = pattern.partition("=")
+            named = separator and rest and _SOURCE_NAME.fullmatch(name)
+            key, value = (name, rest) if named else (UNNAMED_SOURCE, pattern)
+            found[key] = (*found.get(key, ()), value)
+        return found
+
+    @model_validator(mode="after")
+    def _templates_fit(self) -> DataConfig:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ConfigError(f"data.templates: {template!r} must have one {{}}, where the caption goes.")
+        if sum(self.templates.values()) > 1 + 1e-9:
+            raise ConfigError(
+                f"data.templates have probabilities of {sum(self.templates.values()):g} together: give at most 1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> DataConfig:
+        names = list(self.sources)
+        if self.weights and sorted(self.weights) != sorted(names):
+            raise ConfigError(
+                f"data.weights names {sorted(self.weights)}, but data.train has the sources {names}: give one weight "
+                "for each source, and name sources as in web=s3://bucket/web/*.tar."
+            )
+        if not self.weights and len(names) > 1:
+            raise ConfigError(
+                f"data.train has the sources {names}, but data.weights says nothing: give the fraction of samples of "
+                f"each, e.g. --data.weights {' '.join(f'{name} 1' for name in names)}."
+            )
+        return self
 
 
 class ImageTowerConfig(Section):

@@ -29,6 +29,7 @@ class ParquetRow:
     key: str
     image: Any = None
     captions: Any = None
+    """The column's value; with `captions_from` a mapping of column to value."""
     meta: dict[str, Any] = field(default_factory=dict)
     bad: str | None = None
     detail: str = ""
@@ -43,10 +44,16 @@ class _Columns:
     captions: str | None
     meta: str | None
     scalars: tuple[str, ...]
+    named: tuple[str, ...]
+    """Columns that `captions_from` asks for."""
 
     @property
     def all(self) -> list[str]:
-        return [name for name in (self.key, self.image, self.captions, self.meta, *self.scalars) if name is not None]
+        return [
+            name
+            for name in (self.key, self.image, self.captions, self.meta, *self.scalars, *self.named)
+            if name is not None
+        ]
 
 
 def count_rows(file: BinaryIO) -> int:
@@ -106,6 +113,9 @@ def _rows(batch: pa.RecordBatch, at: int, names: _Columns) -> Iterator[ParquetRo
 
     keys, images, captions, metas = map(column, (names.key, names.image, names.captions, names.meta))
     scalars = [column(name) for name in names.scalars]
+    if names.named:
+        values = zip(*map(column, names.named), strict=True)
+        captions = [dict(zip(names.named, one, strict=True)) for one in values]
     for index in range(batch.num_rows):
         key = f"row {at + index}" if keys[index] is None else str(keys[index])
         meta = {name: values[index] for name, values in zip(names.scalars, scalars, strict=True)}
@@ -155,10 +165,13 @@ def _find(schema: pa.Schema, columns: ColumnsConfig) -> _Columns:
         next((name for name in names if name in schema.names), None)
         for names in (columns.key, columns.image, columns.captions)
     )
+    named = tuple(name for name in columns.captions_from if name in schema.names)
+    if columns.captions_from:
+        captions = None
     meta = "meta" if "meta" in schema.names and pa.types.is_string(schema.field("meta").type) else None
-    taken = {key, image, captions, meta}
+    taken = {key, image, captions, meta, *named}
     scalars = tuple(entry.name for entry in schema if entry.name not in taken and _is_scalar(entry.type))
-    return _Columns(key, image, captions, meta, scalars)
+    return _Columns(key, image, captions, meta, scalars, named)
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

@@ -1,70 +1,97 @@
 """Which samples of the stream a run has consumed: small enough for a checkpoint, exact for a resume.
 
-A sample's `uid` is `entry << 32 | row`: the entry of the shard plan that delivered it and its row there. Ranks take
-rows in any order and hold some back to mix them, so "the first n" would be wrong: finished entries are kept as
-intervals of entry numbers, the few unfinished ones as intervals of rows.
+A sample's `uid` is `entry << 32 | place`: the entry of the shard plan that delivered it and its place there
+(samples.py). Ranks take samples in any order and hold some back to mix them, so "the first n" would be wrong: finished
+entries are kept as intervals of entry numbers, the few unfinished ones as intervals of places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 ROW_BITS = 32
-VERSION = 1
-Taken = dict[int, tuple[int, set[int]]]
-"""Entry → (rows that it delivers, rows taken)."""
+ROW_PLACE_BITS = 24
+"""A place is `slot << 24 | number of the row in that slot's piece`."""
+VERSION = 2
+Intervals = list[list[int]]
+"""[first, past last] of each run of consecutive numbers, in order."""
+Entries = dict[int, tuple[int, set[int]]]
+"""Entry → (samples that it delivers, places taken)."""
+
+
+@dataclass
+class Taken:
+    """What a rank took."""
+
+    entries: Entries = field(default_factory=dict)
+    seen: Counter[int] = field(default_factory=Counter)
+    """Samples by the number of their source."""
 
 
 @dataclass
 class Position:
     """Consumed samples; every rank adds its own with `take`, a checkpoint merges all ranks' with `merge`."""
 
-    complete: set[int] = field(default_factory=set)
-    """Entries of which every delivered row was taken."""
-    open: Taken = field(default_factory=dict)
+    complete: Intervals = field(default_factory=list)
+    """Entries of which every delivered sample was taken; intervals, since a long run has millions of entries."""
+    open: Entries = field(default_factory=dict)
     """The others, as known to all ranks."""
-    local: Taken = field(default_factory=dict)
+    seen: Counter[int] = field(default_factory=Counter)
+    """Samples taken, by the number of their source, as known to all ranks."""
+    local: Taken = field(default_factory=Taken)
     """What this rank took since the last merge."""
 
-    def take(self, uids: np.ndarray, entry_rows: np.ndarray) -> None:
+    def take(self, uids: np.ndarray, entry_rows: np.ndarray, sources: np.ndarray) -> None:
         """Note a batch.
 
         Args:
             uids: int64 (B,).
-            entry_rows: int (B,), how many rows the sample's entry delivers in all.
+            entry_rows: int (B,), how many samples the sample's entry delivers in all.
+            sources: int (B,), numbers of the samples' sources.
         """
         for uid, rows in zip(uids.tolist(), entry_rows.tolist(), strict=True):
-            entry, row = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
-            assert entry not in self.complete and row not in self.open.get(entry, (0, ()))[1], "taken before"
-            taken = self.local.setdefault(entry, (rows, set()))[1]
-            assert row not in taken, "taken twice"
-            taken.add(row)
+            entry, place = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
+            assert not within(self.complete, entry) and place not in self.open.get(entry, (0, ()))[1], "taken before"
+            taken = self.local.entries.setdefault(entry, (rows, set()))[1]
+            assert place not in taken, "taken twice"
+            taken.add(place)
+        self.local.seen.update(sources.tolist())
 
     def merge(self, taken_by_ranks: Iterable[Taken]) -> None:
         """Add what every rank took (this one's `local` among them) and forget `local`."""
         for taken in taken_by_ranks:
-            for entry, (rows, taken_rows) in taken.items():
-                self.open.setdefault(entry, (rows, set()))[1].update(taken_rows)
-        for entry in [entry for entry, (rows, taken_rows) in self.open.items() if len(taken_rows) == rows]:
-            self.complete.add(entry)
+            self.seen += taken.seen
+            for entry, (rows, places) in taken.entries.items():
+                # The newest count holds: a shard may have become unreadable since the entry was read first.
+                self.open[entry] = (rows, self.open.get(entry, (0, set()))[1] | places)
+        finished = [entry for entry, (rows, places) in self.open.items() if len(places) == rows]
+        self.complete = intervals(finished, self.complete)
+        for entry in finished:
             del self.open[entry]
-        self.local = {}
+        self.local = Taken()
 
     @property
     def samples_open(self) -> int:
         """Samples taken from unfinished entries."""
         return sum(len(taken) for _, taken in self.open.values())
 
+    def fractions(self, names: Sequence[str]) -> dict[str, float]:
+        """Share of each source in the samples taken, as known to all ranks."""
+        return {f"{name}/fraction": self.seen[source] / self.seen.total() for source, name in enumerate(names)}
+
     def to_json(self) -> dict[str, Any]:
-        """Intervals [first, past last] of entries and, by unfinished entry, of rows."""
+        """Intervals [first, past last] of entries and, by unfinished entry, of places."""
         return {
             "version": VERSION,
-            "complete": _intervals(self.complete),
-            "open": {str(entry): [rows, _intervals(taken)] for entry, (rows, taken) in sorted(self.open.items())},
+            "complete": self.complete,
+            "open": {str(entry): [rows, intervals(taken)] for entry, (rows, taken) in sorted(self.open.items())},
+            "seen": {str(source): count for source, count in sorted(self.seen.items())},
         }
 
     @classmethod
@@ -72,20 +99,29 @@ class Position:
         """The inverse of `to_json`; an empty mapping is the start."""
         assert document.get("version", VERSION) == VERSION, f"position of version {document['version']}"
         return cls(
-            complete=_members(document.get("complete", [])),
-            open={int(entry): (rows, _members(taken)) for entry, (rows, taken) in document.get("open", {}).items()},
+            complete=[list(run) for run in document.get("complete", [])],
+            open={int(entry): (rows, set(members(taken))) for entry, (rows, taken) in document.get("open", {}).items()},
+            seen=Counter({int(source): count for source, count in document.get("seen", {}).items()}),
         )
 
 
-def _intervals(numbers: Iterable[int]) -> list[list[int]]:
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and found[-1][1] == number:
-            found[-1][1] = number + 1
+def intervals(numbers: Iterable[int], known: Intervals | None = None) -> Intervals:
+    """The numbers, and those of `known`, as intervals."""
+    found: Intervals = []
+    for first, past in sorted([*([number, number + 1] for number in set(numbers)), *(known or [])]):
+        if found and found[-1][1] == first:
+            found[-1][1] = past
         else:
-            found.append([number, number + 1])
+            found.append([first, past])
     return found
 
 
-def _members(intervals: Iterable[Iterable[int]]) -> set[int]:
-    return {number for first, past in intervals for number in range(first, past)}
+def members(runs: Intervals) -> Iterator[int]:
+    """The numbers in the intervals, in order."""
+    return (number for first, past in runs for number in range(first, past))
+
+
+def within(runs: Sequence[Sequence[int]], number: int) -> bool:
+    """Whether `number` is in one of the sorted intervals."""
+    place = bisect_right(runs, number, key=lambda run: run[0])
+    return place > 0 and number < runs[place - 1][1]

@@ -1,14 +1,17 @@
 """Samples as they lie in a shard, tar or Parquet alike: every one is either good or carries the reason why not.
 
-Reasons: not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file); duplicate_key, missing_image,
-missing_caption, empty_caption, caption_not_utf8, bad_json (the sample); and, found on decoding (decode.py),
-image_unreadable, image_truncated, too_many_pixels.
+Reasons: shard_unreadable (the disk or store); not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file);
+duplicate_key, missing_image, missing_caption, empty_caption, caption_not_utf8, bad_json (the sample); and, found on
+decoding (decode.py), image_unreadable, image_truncated, too_many_pixels.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +19,11 @@ from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.captions import clean
 from ito_ray.data.parquet import ParquetRow, read_parquet
 from ito_ray.data.plan import Piece
-from ito_ray.data.shards import Shard, open_fs
-from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar
+from ito_ray.data.shards import Shard, open_shard
+from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar, unpack
+
+RETRY_SECONDS = (0.5, 2.0, 8.0)
+"""Waits between attempts to read a piece, give or take a half; the store's library has tried a few times by itself."""
 
 
 class BadSample(Exception):
@@ -39,6 +45,8 @@ class Row:
     bad: str | None = None
     detail: str = ""
     url: str = ""
+    weights: tuple[float, ...] = ()
+    """Chances of the captions to be drawn, up to a common factor; empty = equal."""
 
 
 def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
@@ -46,37 +54,68 @@ def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
 
     Damaged content never raises, it gives rows with `bad` set. A disk or store that fails raises OSError.
     """
-    fs, path = open_fs(piece.url)
-    with fs.open(path, "rb", cache_type="none") as file:
-        if Shard(piece.url, 0).is_tar:
-            for sample in read_tar(file, piece.part, piece.parts):
-                yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample)
+    shard = Shard(piece.url, 0)
+    with open_shard(piece.url) as file:
+        if shard.is_tar:
+            with unpack(file) if shard.is_gzipped else nullcontext(file) as archive:
+                for sample in read_tar(archive, piece.part, piece.parts):
+                    yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample, columns)
         else:
             seen: set[str] = set()
             for row in read_parquet(file, piece.part, piece.parts, columns):
                 again = row.bad is None and row.key in seen
                 seen.add(row.key)
                 bad, detail = ("duplicate_key", "an earlier row has this key") if again else (row.bad, row.detail)
-                yield _checked(piece.url, row.key, bad, detail, row)
+                yield _checked(piece.url, row.key, bad, detail, row, columns)
 
 
-def _checked(url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow) -> Row:
+def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
+    """All rows of a piece; a disk or store that fails is asked again, longer and longer later.
+
+    If it goes on failing, what was read last is kept and the rest, as many rows as the plan expects of the piece, are
+    bad rows: a lost shard weighs in the run's account what its samples would have.
+    """
+    for wait in (*RETRY_SECONDS, None):
+        rows: list[Row] = []
+        try:
+            for row in read_piece(piece, columns):
+                rows.append(row)
+            return rows
+        except OSError as error:
+            failure = error
+        if wait is None or isinstance(failure, FileNotFoundError | PermissionError):
+            break
+        time.sleep(wait * random.uniform(0.5, 1.5))  # else all tasks would come back at the same moment
+    lost = Row("", None, (), bad="shard_unreadable", detail=str(failure)[:200], url=piece.url)
+    return rows + [lost] * max(1, piece.rows - len(rows))
+
+
+def _checked(
+    url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow, columns: ColumnsConfig
+) -> Row:
     if bad is None:
         try:
-            image, captions, meta = _from_tar(source) if isinstance(source, TarSample) else _from_parquet(source)
-            return Row(key, image, captions, meta, url=url)
+            if isinstance(source, TarSample):
+                image, groups, meta = _from_tar(source, columns.captions_from)
+            else:
+                image, groups, meta = _from_parquet(source, columns.captions_from)
+            captions, weights = _captions(groups)
+            return Row(key, image, captions, meta, url=url, weights=weights)
         except BadSample as error:
             bad, detail = error.reason, error.detail
     return Row(key, None, (), bad=bad, detail=detail, url=url)
 
 
-def _from_tar(sample: TarSample) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
+Groups = list[tuple[float, list[str]]]
+"""Captions of one field each, with the field's chance to be drawn from."""
+
+
+def _from_tar(sample: TarSample, fields: Mapping[str, float]) -> tuple[bytes, Groups, dict[str, Any]]:
     image = _member(sample.members, IMAGE_EXTENSIONS)
     if not image:
         detail = "the image is empty" if image is not None else f"found only {sorted(sample.members)}"
         raise BadSample("missing_image", detail)
     text = _member(sample.members, ("txt",))
-    found = [] if text is None else [_utf8(text)]
     document = _member(sample.members, ("json",))
     meta: dict[str, Any] = {}
     if document is not None:
@@ -86,20 +125,35 @@ def _from_tar(sample: TarSample) -> tuple[bytes, tuple[str, ...], dict[str, Any]
             raise BadSample("bad_json", str(error)[:200]) from error
         if not isinstance(meta, dict):
             raise BadSample("bad_json", f"an object is expected, not {type(meta).__name__}")
-        found += _json_captions(meta)
-    return image, usable_captions(found), meta
+    if not fields:
+        found = [] if text is None else [_utf8(text)]
+        for name in ("captions", "caption", "text"):
+            found += _json_captions(meta, name)
+        return image, [(1.0, found)], meta
+    groups = [
+        (chance, [_utf8(text)] if name == "txt" and text is not None else _json_captions(meta, name))
+        for name, chance in fields.items()
+    ]
+    return image, groups, meta
 
 
-def _from_parquet(row: ParquetRow) -> tuple[bytes, tuple[str, ...], dict[str, Any]]:
+def _from_parquet(row: ParquetRow, fields: Mapping[str, float]) -> tuple[bytes, Groups, dict[str, Any]]:
     image = row.image.get("bytes") if isinstance(row.image, dict) else row.image
     if not isinstance(image, bytes) or not image:
         detail = "no image" if not image else f"the column holds {type(image).__name__}, not bytes"
         raise BadSample("missing_image", detail)
-    values = row.captions if isinstance(row.captions, list) else [row.captions]
+    if not fields:
+        return image, [(1.0, _column_captions(row.captions))], row.meta
+    values = row.captions or {}
+    return image, [(chance, _column_captions(values.get(name))) for name, chance in fields.items()], row.meta
+
+
+def _column_captions(column: Any) -> list[str]:
+    values = column if isinstance(column, list) else [column]
     found = [_utf8(value) if isinstance(value, bytes) else value for value in values if value is not None]
     if not all(isinstance(value, str) for value in found):
         raise BadSample("missing_caption", f"the column holds {type(found[0]).__name__}, not text")
-    return image, usable_captions(found), row.meta
+    return found
 
 
 def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | None:
@@ -116,20 +170,27 @@ def _utf8(data: bytes) -> str:
         raise BadSample("caption_not_utf8", str(error)[:200]) from error
 
 
-def _json_captions(meta: dict[str, Any]) -> list[str]:
-    """Takes the captions out of a sample's json; what is left is its meta data."""
-    listed = meta.pop("captions", None)
-    single = [meta.pop("caption", None), meta.pop("text", None)]
-    values = [value for value in [*(listed if isinstance(listed, list) else [listed]), *single] if value is not None]
-    if not all(isinstance(value, str) for value in values):
-        raise BadSample("bad_json", "captions must be a list of strings, caption and text a string")
+def _json_captions(meta: dict[str, Any], name: str) -> list[str]:
+    """Takes the captions of one field out of a sample's json; what is left is its meta data."""
+    value = meta.pop(name, None)
+    values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if not all(isinstance(one, str) for one in values):
+        raise BadSample("bad_json", f"{name} must be a string or a list of strings")
     return values
 
 
 def usable_captions(found: Iterable[str]) -> tuple[str, ...]:
     """Cleaned, those that say something, each once, in order. Raises BadSample when none is left."""
-    captions = dict.fromkeys(clean(text) for text in found)
-    said = tuple(text for text in captions if text)
-    if not said:
-        raise BadSample("empty_caption" if captions else "missing_caption")
-    return said
+    return _captions([(1.0, list(found))])[0]
+
+
+def _captions(groups: Groups) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Cleaned, those that say something, each once, in order; and their weights, none where all are equal."""
+    weights: dict[str, float] = {}
+    for chance, found in groups:
+        said = dict.fromkeys(text for text in map(clean, found) if text)
+        for text in said:
+            weights[text] = weights.get(text, 0.0) + chance / len(said)
+    if not weights:
+        raise BadSample("empty_caption" if any(found for _, found in groups) else "missing_caption")
+    return tuple(weights), tuple(weights.values()) if len(groups) > 1 else ()

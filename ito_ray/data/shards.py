@@ -6,44 +6,107 @@ e.g. `s3://bucket/*.tar?region=eu-west-1&endpoint_override=http://host:9000`. Ev
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import errno
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow.fs
 from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.spec import AbstractBufferedFile
 
 from ito_ray.data import parquet, tar
 from ito_ray.errors import DataError
 
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-SUFFIXES = (".tar", ".parquet")
+GZIPPED = (".tar.gz", ".tgz")
+COMPRESSED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+SUFFIXES = (".tar", *GZIPPED, ".parquet")
 _LISTING_THREADS = 32
 """Requests in flight while listing: each is one round trip to the store and no work here."""
+_GZIPPED_HEAD = 16 << 20
+"""Unpacked bytes from which the rows of a `.tar.gz` are estimated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One `.tar` or `.parquet` file; `size` in bytes, 0 where the server does not tell."""
+    """One `.tar`, `.tar.gz` or `.parquet` file; `size` in bytes, 0 where the server does not tell."""
 
     url: str
     size: int
 
     @property
     def is_tar(self) -> bool:
-        return _plain(self.url).endswith(".tar")
+        return _plain(self.url).endswith((".tar", *GZIPPED))
+
+    @property
+    def is_gzipped(self) -> bool:
+        """A tar that can only be read from its beginning."""
+        return _plain(self.url).endswith(GZIPPED)
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of `url` and the path in it. Connections are kept for the life of the process."""
     fs, path, _ = _locate(url)
     return fs, path
+
+
+class _StoreFile(io.RawIOBase):
+    """A file whose every failure is an OSError with an errno, whatever the store's library raises.
+
+    Arrow tells damaged content by an OSError without one (parquet.py), so the two cannot be mistaken.
+    """
+
+    def __init__(self, file: AbstractBufferedFile) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        with _failing_as_oserror():
+            return bytes(self._file.read(size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _failing_as_oserror():
+            self._file.seek(offset, whence)
+            return int(self._file.tell())
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def _failing_as_oserror() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def open_shard(url: str) -> Iterator[BinaryIO]:
+    """The shard's bytes, seekable. A disk or store that fails raises OSError with an errno, now or on reading."""
+    with _failing_as_oserror():
+        fs, path = open_fs(url)
+        file = _StoreFile(fs.open(path, "rb", cache_type="none"))
+    with file:
+        yield cast(BinaryIO, file)
 
 
 def list_shards(patterns: Sequence[str], *, field: str) -> tuple[Shard, ...]:
@@ -73,25 +136,31 @@ def list_shards(patterns: Sequence[str], *, field: str) -> tuple[Shard, ...]:
 def mean_sample_bytes(shards: Iterable[Shard], *, tries: int = 8) -> float | None:
     """Bytes that a sample takes in a tar, headers included, from the head of the first readable tar; None if none."""
     for shard in [shard for shard in shards if shard.is_tar][:tries]:
-        fs, path = open_fs(shard.url)
-        with fs.open(path, "rb") as file:
-            mean = tar.mean_sample_bytes(file)
+        with open_shard(shard.url) as file:
+            mean = _mean_of_gzipped(file) if shard.is_gzipped else tar.mean_sample_bytes(file)
         if mean is not None:
             return mean
     return None
 
 
-def parts(shard: Shard, rows_per_piece: int, sample_bytes: float | None) -> int:
-    """How many pieces of about `rows_per_piece` rows the shard is cut in, at least 1.
+def _mean_of_gzipped(file: BinaryIO) -> float | None:
+    """Compressed bytes that a sample takes."""
+    head, end = tar.unpack(file, most=_GZIPPED_HEAD), file.tell()
+    with head:
+        size, mean = head.seek(0, io.SEEK_END), tar.mean_sample_bytes(head)
+    return mean * end / size if mean else None
 
-    A tar is measured by its bytes (`sample_bytes` from `mean_sample_bytes`), a Parquet file by the rows in its footer.
-    A Parquet file that cannot be opened is one piece, which reports the damage when it is read.
+
+def rows_in(shard: Shard, sample_bytes: float | None) -> float:
+    """About how many rows the shard has; 0 when there is no telling.
+
+    A tar is measured by its bytes (`sample_bytes` from `mean_sample_bytes`), a Parquet file by its footer. A Parquet
+    file whose footer is damaged reports that when it is read.
     """
     if shard.is_tar:
-        return max(1, round(shard.size / (sample_bytes * rows_per_piece))) if sample_bytes else 1
-    fs, path = open_fs(shard.url)
-    with fs.open(path, "rb") as file:
-        return max(1, math.ceil(parquet.count_rows(file) / rows_per_piece))
+        return shard.size / sample_bytes if sample_bytes else 0.0
+    with open_shard(shard.url) as file:
+        return float(parquet.count_rows(file))
 
 
 def _braces(pattern: str, field: str) -> list[str]:

@@ -137,7 +137,9 @@ class Reach:
     def of(patterns: Sequence[str], *, limit: int, seed: int = 0) -> Reach:
         """List the shards. Raises DataError when there are none."""
         shards = list_shards(patterns, field="--data")
-        return Reach(shards, make_plan(shards, rows_per_task=ROWS_PER_ENTRY, mix=1, seed=seed), limit)
+        return Reach(
+            shards, make_plan({"data": shards}, {"data": 1.0}, rows_per_task=ROWS_PER_ENTRY, mix=1, seed=seed), limit
+        )
 
     @property
     def entries(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _EXAMPLES = 2
 """Keys remembered for each reason."""
@@ -16,6 +19,9 @@ class Tally:
     delivered: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.read == self.delivered + sum(self.dropped.values()), self
 
     def __add__(self, other: Tally) -> Tally:
         reasons = [*self.dropped, *(reason for reason in other.dropped if reason not in self.dropped)]
@@ -33,3 +39,83 @@ class Tally:
     def lost(reason: str, example: str) -> Tally:
         """One row dropped; `example` says which and why."""
         return Tally(1, 0, {reason: 1}, {reason: [example]})
+
+
+Tallies = dict[int, Tally]
+"""By the number of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """One dropped row."""
+
+    source: int
+    shard: str
+    key: str
+    reason: str
+    detail: str
+    place: int
+    """In its entry (samples.py)."""
+
+
+@dataclass(frozen=True)
+class EntryReport:
+    """What a data task read; the same however often an entry is read, as long as its shards can be."""
+
+    tallies: Tallies
+    lost: tuple[Lost, ...]
+
+
+def added(one: Tallies, other: Tallies) -> Tallies:
+    """Both accounts in one."""
+    return {source: one.get(source, Tally()) + other.get(source, Tally()) for source in sorted({*one, *other})}
+
+
+def to_json(tallies: Tallies) -> dict[str, Any]:
+    """For a checkpoint; `from_json` turns it back."""
+    return {str(source): dataclasses.asdict(tally) for source, tally in tallies.items()}
+
+
+def from_json(document: Mapping[str, Any]) -> Tallies:
+    """The inverse of `to_json`."""
+    return {int(source): Tally(**tally) for source, tally in document.items()}
+
+
+@dataclass(frozen=True)
+class Account:
+    """Of one source over the whole run: read = delivered + sum of dropped + pending."""
+
+    read: int
+    delivered: int
+    """Samples that training steps took."""
+    dropped: dict[str, int]
+    """By reason."""
+    pending: int
+    """Made into samples ahead of training, and not taken before it ended."""
+    fraction: float
+    """Of all samples delivered."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by name."""
+        dropped = {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
+        return {"read": self.read, "delivered": self.delivered, **dropped, "pending": self.pending}
+
+
+def close(tallies: Tallies, seen: Mapping[int, int], names: Sequence[str], *, ahead: int) -> dict[str, Account]:
+    """The account of each source at the end of a run.
+
+    Args:
+        tallies: what data tasks read, made and dropped.
+        seen: samples that the ranks took, by source.
+        names: of the sources.
+        ahead: samples of unfinished entries that no rank took, counted from the entries and not from `seen`.
+    """
+    accounts = {}
+    for source, name in enumerate(names):
+        tally, taken = tallies.get(source, Tally()), seen.get(source, 0)
+        pending = tally.delivered - taken
+        assert pending >= 0, f"{name}: {taken} samples taken of {tally.delivered} made"
+        fraction = taken / max(1, sum(seen.values()))
+        accounts[name] = Account(tally.read, taken, tally.dropped, pending, fraction)
+    assert sum(one.pending for one in accounts.values()) == ahead, f"{accounts} but {ahead} samples were left"
+    return accounts

@@ -12,10 +12,13 @@ belongs to exactly one piece. Damage belongs to the owner of the run before it.
 
 from __future__ import annotations
 
+import gzip
 import io
+import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 BLOCK = 512
@@ -106,6 +109,21 @@ def read_tar(file: BinaryIO, part: int, parts: int) -> Iterator[TarSample]:
                 yield from _rows(group.inside)
         past_end = past_end or (part + 1 < parts and group.last >= end)
         previous = group
+
+
+def unpack(file: BinaryIO, *, most: int | None = None) -> BinaryIO:
+    """The unpacked bytes of a gzip file, up to its end, to damage, or to `most`, in a nameless file on disk.
+
+    A compressed tar cannot be read from the middle, so every piece of it costs unpacking it whole.
+    """
+    unpacked = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # the caller closes it
+    packed = gzip.GzipFile(fileobj=file)
+    try:
+        while (most is None or unpacked.tell() < most) and (chunk := packed.read1(_CHUNK_BEYOND)):
+            unpacked.write(chunk)
+    except (zlib.error, EOFError, gzip.BadGzipFile):
+        pass  # the reader finds the tar cut here, and says so
+    return unpacked
 
 
 def mean_sample_bytes(file: BinaryIO, *, most: int = 16 << 20, samples: int = 64) -> float | None:

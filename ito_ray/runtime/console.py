@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,8 +18,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
+
+from ito_ray.data.tally import Account
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
+_COLUMNS = ("read", "delivered", "pending", "share of training", "dropped")
 
 
 @dataclass
@@ -42,6 +47,15 @@ class Stages:
     def say(self, text: str) -> None:
         """A line of what the stage found."""
         self.console.print(f"    {text}", highlight=False)
+
+    def table(self, accounts: Mapping[str, Account]) -> None:
+        """What became of every row, by source."""
+        table = Table("source", *(Column(name, justify="right") for name in _COLUMNS), box=None, pad_edge=False)
+        for name, one in accounts.items():
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(one.dropped.items())) or "none"
+            numbers = (f"{one.read:,}", f"{one.delivered:,}", f"{one.pending:,}", f"{one.fraction:.1%}")
+            table.add_row(name, *numbers, reasons)
+        self.console.print(Padding(table, (0, 0, 0, 4)))
 
 
 @dataclass
@@ -78,12 +92,13 @@ class TrainingLine:
         self._progress.stop()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show the newest metrics; those without a loss (evaluations) are printed as a line of their own."""
+        """Show the newest metrics; those of evaluations are printed as a line of their own."""
         if "train/loss/total" not in metrics:
             shown = ", ".join(
                 f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in _HEADLINE if name in metrics
             )
-            self.console.print(f"    step {step}: {shown}", highlight=False)
+            if shown:
+                self.console.print(f"    step {step}: {shown}", highlight=False)
             return
         wait = metrics["train/data_wait_share"]
         self._text = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from ito_ray.config.schema import Config
+from ito_ray.data import quarantine
 from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
@@ -42,10 +44,12 @@ class Training:
     data_wait_share: float
     """Of the time of the steps, without start, evaluations and checkpoints."""
     rows_read: int
-    """Since the last start, like the next two: a resumed run does not read again what it has had."""
+    """Of the whole run, like the next three, however often it was resumed."""
     rows_delivered: int
     rows_dropped: dict[str, int]
     """By reason."""
+    sources: dict[str, dict[str, float]]
+    """The numbers of each source: read = delivered + dropped/… + pending."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,16 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
     size = sum(shard.size for shard in data.shards) / 1e6
     towers = [sum(p.numel() for p in tower.parameters()) / 1e6 for tower in (encoder.image, encoder.text)]
     stages.say(f"data: {len(data.shards)} shards, {size:,.1f} MB")
+    for source, fraction in zip(data.plan.sources, data.plan.fractions, strict=True):
+        if len(data.plan.sources) > 1:
+            stages.say(f"  {source.name}: {len(source.shards)} shards, {fraction:.1%} of the samples")
+    gzipped = {shard.url for shard in data.shards if shard.is_gzipped}
+    pieces = [parts for source in data.plan.sources for url, parts in source.shards if url in gzipped]
+    if pieces:
+        stages.say(
+            f"{len(pieces)} shards are compressed: each is fetched and unpacked whole {sum(pieces) / len(pieces):.0f} "
+            "times a pass; unpack them once to plain .tar to save that"
+        )
     stages.say(
         f"model: {cfg.model.image.name} at {cfg.model.image.size} px ({towers[0]:.1f} M), {cfg.model.text.kind} text "
         f"({towers[1]:.1f} M), shared width {cfg.model.embed_dim}"
@@ -138,14 +152,34 @@ def _train(
             line.update(step, metrics)
             meter.add(metrics)
 
-        trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
-    tally = trained.tally
-    rates = meter.rates()
-    training = Training(time.perf_counter() - started, *rates, tally.read, tally.delivered, tally.dropped)
+        try:
+            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
+        finally:
+            _keep_quarantine(folder, tracked, stages)
+    stages.table(trained.accounts)
+    for name, account in trained.accounts.items():
+        numbers = {**account.metrics(), "fraction": account.fraction}
+        tracked.log(cfg.train.steps, {f"data/{name}/{key}": value for key, value in numbers.items()})
+    accounts = trained.accounts.values()
+    training = Training(
+        time.perf_counter() - started,
+        *meter.rates(),
+        sum(one.read for one in accounts),
+        sum(one.delivered for one in accounts),
+        dict(sum((Counter(one.dropped) for one in accounts), Counter())),
+        {name: account.metrics() for name, account in trained.accounts.items()},
+    )
     record.write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items()) or "none"
-    stages.say(f"samples read {tally.read:,}, delivered {tally.delivered:,}, dropped: {reasons}")
     return trained.checkpoint, training
+
+
+def _keep_quarantine(folder: Path, tracked: TrackedRun, stages: Stages) -> None:
+    """All dropped rows as one file, in the run's folder and in MLflow."""
+    target = folder / quarantine.MERGED
+    if reasons := quarantine.merge(folder / quarantine.FOLDER, target):
+        tracked.log_file(target)
+        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        stages.say(f"dropped samples are listed in {target}: {listed}")
 
 
 class _Meter:

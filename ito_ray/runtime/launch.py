@@ -44,6 +44,8 @@ class Launch:
     cfg: Config
     plan: str
     """Digest of the shard plan."""
+    sources: tuple[str, ...]
+    """Names of its sources."""
     tokenizer: TokenizerFiles
     monitor: MonitorHandle
     folder: str

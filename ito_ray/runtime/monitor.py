@@ -6,13 +6,16 @@ driver drains it to draw progress and to log to MLflow, so no worker needs MLflo
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 
-from ito_ray.data.tally import Tally
+from ito_ray.data.position import within
+from ito_ray.data.tally import EntryReport, Tallies, Tally, added, to_json
 
 JUDGE_AFTER_ROWS = 1000
 """Rows after which the share of bad ones is believed, if one pass is not shorter."""
@@ -24,47 +27,102 @@ class News:
 
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     """(step, values) in order, of which the driver has not said yet that they are logged."""
-    tally: Tally = field(default_factory=Tally)
-    """Of the whole run since its start or resume, not only since the last call."""
+    tallies: Tallies = field(default_factory=dict)
+    """Of the whole run, by source."""
     fatal: str = ""
     """Why the run must stop; for a user."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a monitor starts from."""
+
+    names: tuple[str, ...]
+    """Of the sources."""
+    entries_per_pass: int
+    max_bad_fraction: float
+    quarantine: str
+    """Folder for the rows that are dropped."""
+    complete: list[list[int]] = field(default_factory=list)
+    """Intervals of the entries that the run had consumed before."""
+    tallies: Tallies = field(default_factory=dict)
+    """Account of these."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a checkpoint keeps of the monitor's."""
+
+    metrics: list[tuple[int, dict[str, float]]]
+    """Those that may not have been passed on yet."""
+    tallies: dict[str, Any]
+    """Account of all entries that are complete, as JSON."""
+
+
 @ray.remote(num_cpus=0, max_restarts=0)
 class Monitor:
-    """State of one launch. Reports of a data task are kept by entry, so a retried task does not count twice."""
+    """State of one launch. Reports of a data task are kept by entry, so a retried task does not count twice.
 
-    def __init__(self, entries_per_pass: int, max_bad_fraction: float) -> None:
-        self._entries_per_pass = entries_per_pass
-        self._max_bad_fraction = max_bad_fraction
-        self._tallies: dict[int, Tally] = {}
-        self._total = Tally()
+    Entries that a committed checkpoint holds complete are folded into one account: memory does not grow with the run.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        from ito_ray.data.quarantine import Quarantine  # pyarrow: not for everyone who unpickles this module
+
+        self._setup = setup
+        self._complete = setup.complete
+        self._folded = setup.tallies
+        self._tallies: dict[int, Tallies] = {}
+        self._total = setup.tallies
+        self._candidates: dict[str, list[list[int]]] = {}
+        self._quarantine = Quarantine(Path(setup.quarantine), setup.names)
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._checkpoint = ""
         self._fatal = ""
 
-    def record(self, entry: int, tally: Tally) -> str:
+    def record(self, entry: int, report: EntryReport) -> str:
         """Note what a data task read; answers with a sentence when the task must raise, else ""."""
-        if entry not in self._tallies:
-            self._tallies[entry] = tally
-            self._total = self._total + tally
+        if entry not in self._tallies and not within(self._complete, entry):
+            self._tallies[entry] = report.tallies
+            self._total = added(self._total, report.tallies)
+            self._quarantine.add(entry, report.lost)
         self._fatal = self._fatal or self._judge()
         return self._fatal
 
     def _judge(self) -> str:
-        total = self._total
+        total = sum(self._total.values(), Tally())
         bad = sum(total.dropped.values())
-        believed = total.read >= JUDGE_AFTER_ROWS or len(self._tallies) >= self._entries_per_pass
-        if not believed or bad <= self._max_bad_fraction * total.read:
+        entries = len(self._tallies) + sum(past - first for first, past in self._complete)
+        believed = total.read >= JUDGE_AFTER_ROWS or entries >= self._setup.entries_per_pass
+        if not believed or bad <= self._setup.max_bad_fraction * total.read:
             return ""
         worst = sorted(total.dropped.items(), key=lambda item: -item[1])[:3]
         reasons = ", ".join(f"{reason} {count}" for reason, count in worst)
         examples = [example for reason, _ in worst for example in total.examples.get(reason, [])][:2]
         return (
             f"{bad} of {total.read} samples are bad ({bad / total.read:.1%}), more than data.max_bad_fraction="
-            f"{self._max_bad_fraction:g} allows: {reasons}; for example {' and '.join(examples)}. Mend the shards or "
-            "raise data.max_bad_fraction."
+            f"{self._setup.max_bad_fraction:g} allows: {reasons}; for example {' and '.join(examples)}. Mend the "
+            "shards or raise data.max_bad_fraction."
         )
+
+    def settle(self, checkpoint: str, complete: list[list[int]]) -> Kept:
+        """What the checkpoint of that name keeps, in which these entries are complete."""
+        self._quarantine.flush()
+        self._candidates[checkpoint] = complete
+        return Kept(self._metrics, to_json(self._of(complete)))
+
+    def _of(self, complete: list[list[int]]) -> Tallies:
+        reports = (tallies for entry, tallies in self._tallies.items() if within(complete, entry))
+        return functools.reduce(added, reports, self._folded)
+
+    def ahead(self, complete: list[list[int]]) -> int:
+        """Samples made in the recorded entries that are not among these."""
+        left = (tallies for entry, tallies in self._tallies.items() if not within(complete, entry))
+        return sum(tally.delivered for tallies in left for tally in tallies.values())
+
+    def flush(self) -> None:
+        """Bring all dropped rows to disk."""
+        self._quarantine.flush()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Take rank 0's metrics."""
@@ -77,6 +135,11 @@ class Monitor:
     def committed(self, checkpoint: str) -> None:
         """Note the checkpoint that Ray Train would restart from."""
         self._checkpoint = checkpoint
+        complete = self._candidates.pop(Path(checkpoint).name, None)
+        if complete is not None:
+            self._folded = self._of(complete)
+            self._complete = complete
+            self._tallies = {entry: one for entry, one in self._tallies.items() if not within(complete, entry)}
 
     def checkpoint(self) -> str:
         """The path last given to `committed`, or ""."""
@@ -90,10 +153,6 @@ class Monitor:
         """Forget the first `logged` metrics, which the driver has passed on, and hand out the others."""
         del self._metrics[:logged]
         return News(self._metrics, self._total, self._fatal)
-
-    def unlogged(self) -> list[tuple[int, dict[str, float]]]:
-        """Metrics that may not have been passed on yet; a checkpoint keeps them."""
-        return self._metrics
 
 
 MonitorHandle = Any

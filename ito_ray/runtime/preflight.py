@@ -12,7 +12,7 @@ import ray
 
 from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan, make_plan
-from ito_ray.data.rows import read_piece
+from ito_ray.data.rows import read_patiently
 from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
@@ -44,24 +44,26 @@ def plan_data(cfg: Config) -> TrainingData:
     Raises:
         DataError: nothing matches, or no sample can be read.
     """
-    shards = list_shards(cfg.data.train, field="data.train")
+    sources = cfg.data.sources or {"train": ()}
+    shards = {name: list_shards(patterns, field="data.train") for name, patterns in sources.items()}
     for field, patterns in (("data.heldout", cfg.data.heldout), ("eval.zero_shot", cfg.eval.zero_shot)):
         if patterns:
             list_shards(patterns, field=field)
     if cfg.eval.zero_shot:
         read_classes(cfg.eval.classes)
         read_templates(cfg.eval.templates)
-    plan = make_plan(shards, rows_per_task=cfg.data.rows_per_task, mix=cfg.data.mix, seed=cfg.train.seed)
+    weights = cfg.data.weights or dict.fromkeys(shards, 1.0)
+    plan = make_plan(shards, weights, rows_per_task=cfg.data.rows_per_task, mix=cfg.data.mix, seed=cfg.train.seed)
     good, probed, reasons = 0, 0, dict[str, str]()
     while probed < min(ENTRIES_PROBED, plan.entries_per_pass) and (probed < ENTRIES_MEASURED or not good):
         for piece in plan.entry(probed):
-            for row in read_piece(piece, cfg.data.columns):
+            for row in read_patiently(piece, cfg.data.columns):
                 good += row.bad is None
                 if row.bad is not None:
                     reasons.setdefault(row.bad, f"{piece.url}#{row.key}")
         probed += 1
     if good:
-        return TrainingData(shards, plan, good / probed)
+        return TrainingData(tuple(itertools.chain(*shards.values())), plan, good / probed)
     found = ", ".join(f"{reason} ({example})" for reason, example in list(reasons.items())[:3]) or "no samples at all"
     raise DataError(f"data.train={list(cfg.data.train)}: not one readable sample in the first shards: {found}.")
 
@@ -117,7 +119,7 @@ def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:
 def _captions(cfg: Config, plan: ShardPlan) -> Iterator[str]:
     for entry in range(plan.entries_per_pass):
         for piece in plan.entry(entry):
-            for row in read_piece(piece, cfg.data.columns):
+            for row in read_patiently(piece, cfg.data.columns):
                 yield from row.captions
 
 

@@ -20,8 +20,8 @@ import ray.data
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.position import Position
-from ito_ray.data.tally import Tally
+from ito_ray.data.position import Position, within
+from ito_ray.data.tally import EntryReport
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
@@ -39,26 +39,26 @@ class EntryReader:
     tokenizer: TokenizerFiles
     monitor: MonitorHandle
     taken: dict[int, frozenset[int]]
-    """Rows of unfinished entries that a resumed run has consumed."""
+    """Places of unfinished entries that a resumed run has consumed."""
 
     def __call__(self, numbers: Any) -> Arrays:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
         (entry,) = numbers["id"].tolist()
-        block, tally = self.make(entry)
-        if reason := ray.get(self.monitor.record.remote(entry, tally)):
+        block, report = self.make(entry)
+        if reason := ray.get(self.monitor.record.remote(entry, report)):
             raise DataError(reason)
         total = len(block["uid"]) + len(self.taken.get(entry, ()))
         return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
 
-    def make(self, entry: int) -> tuple[Arrays, Tally]:
+    def make(self, entry: int) -> tuple[Arrays, EntryReport]:
         """Samples and account of one entry: all the work of a task, without Ray."""
         # Decoder and tokenizer take seconds to import, and only data tasks need them; every process of Ray Data and
         # Ray Train that passes this object on imports this module.
-        from ito_ray.data.rows import read_piece
+        from ito_ray.data.rows import read_patiently
         from ito_ray.data.samples import SampleSpec, make_block
 
         data = self.cfg.data
-        rows = [row for piece in self.plan.entry(entry) for row in read_piece(piece, data.columns)]
+        pieces = [(piece, read_patiently(piece, data.columns)) for piece in self.plan.entry(entry)]
         spec = SampleSpec(
             views=data.views,
             captions=data.captions,
@@ -66,9 +66,10 @@ class EntryReader:
             max_pixels=data.max_pixels,
             tokenizer_dir=self.tokenizer.folder(),
             context=self.cfg.model.text.context,
+            templates=data.templates,
         )
         taken = self.taken.get(entry, frozenset())
-        return make_block(rows, spec, seed=self.plan.seed, entry=entry, skip=taken)
+        return make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
 
 
 class Rest:
@@ -140,7 +141,7 @@ def _not_complete(position: Position, count: int) -> list[int]:
     entries: list[int] = []
     entry = 0
     while len(entries) < count:
-        if entry not in position.complete:
+        if not within(position.complete, entry):
             entries.append(entry)
         entry += 1
     return entries
@@ -160,11 +161,12 @@ def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int) -> I
         for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if len(block["uid"])
     )
-    started_from = len(position.complete)  # another draw after a resume than at the start, the same for the same resume
+    # Another draw after a resume than at the start, the same for the same resume.
+    started_from = sum(past - first for first, past in position.complete)
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))
     local_batch = cfg.train.global_batch // cfg.train.workers
     for batch in mixed_batches(blocks, batch=local_batch, hold=cfg.data.shuffle_buffer, rng=rng):
-        position.take(batch["uid"], batch["entry_rows"])
+        position.take(batch["uid"], batch["entry_rows"], batch["source"])
         yield batch
     raise DataError(
         "The stream of training samples ended before train.steps were taken: data.train holds far fewer samples than "

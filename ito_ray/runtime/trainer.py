@@ -15,11 +15,13 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from ito_ray.config.schema import Config
+from ito_ray.data import quarantine
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.tally import Tally
+from ito_ray.data.position import Position, within
+from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime.launch import Launch, TokenizerFiles
-from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News
+from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
 from ito_ray.runtime.stream import StreamFactory, entries_needed
 from ito_ray.runtime.worker import train_worker
@@ -35,7 +37,8 @@ class Trained:
     """What training leaves."""
 
     checkpoint: Path
-    tally: Tally
+    accounts: dict[str, Account]
+    """By source, over the whole run."""
 
 
 def latest_checkpoint(cfg: Config) -> Path | None:
@@ -69,10 +72,10 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
         ClusterError: the workers could not be kept alive.
     """
     newest = latest_checkpoint(cfg)
-    if newest:
-        for step, metrics in resumable_state(cfg, data.plan, newest).metrics:
-            on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
-    monitor = start_monitor(cfg, data.plan)
+    resumed = resumable_state(cfg, data.plan, newest) if newest else None
+    for step, metrics in resumed.metrics if resumed else ():
+        on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
+    monitor = start_monitor(cfg, data.plan, resumed)
     ray.get(monitor.committed.remote(str(newest or "")))
     trainer = _trainer(cfg, data, tokenizer, monitor)
 
@@ -91,28 +94,46 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
     finally:
         stop.set()
         wait([relay])
+        ray.get(monitor.flush.remote())
     relay.result()  # raises what on_metrics raised: no metric is lost in silence
     news: News = ray.get(monitor.drain.remote(0))
     if news.fatal:
         raise DataError(news.fatal)
     finished = latest_checkpoint(cfg)
     assert finished is not None, "the loop saves a checkpoint after its last step"
-    return Trained(finished, news.tally)
+    return Trained(finished, _accounts(monitor, news, data.plan, read_state(finished)))
 
 
-def start_monitor(cfg: Config, plan: ShardPlan) -> MonitorHandle:
-    """The run's monitor."""
-    return Monitor.remote(plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
+def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> MonitorHandle:
+    """A monitor that goes on where the checkpoint stands."""
+    folder = Path(cfg.output).absolute() / cfg.name / quarantine.FOLDER
+    complete = resumed.position["complete"] if resumed else []
+    quarantine.forget(folder, lambda entry: within(complete, entry))
+    setup = Setup(
+        plan.names,
+        plan.entries_per_pass,
+        cfg.data.max_bad_fraction,
+        str(folder),
+        complete,
+        from_json(resumed.tallies) if resumed else {},
+    )
+    return Monitor.remote(setup)  # type: ignore[attr-defined]
+
+
+def _accounts(monitor: MonitorHandle, news: News, plan: ShardPlan, state: State) -> dict[str, Account]:
+    position = Position.from_json(state.position)
+    made = ray.get(monitor.ahead.remote(state.position["complete"]))
+    return close(news.tallies, position.seen, plan.names, ahead=made - position.samples_open)
 
 
 def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle) -> TorchTrainer:
     count = entries_needed(cfg, data.rows_per_entry)
-
+    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()))
     stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
     resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config={"launch": Launch(cfg, data.plan.digest, tokenizer, monitor, str(Path.cwd()))},
+        train_loop_config={"launch": launch},
         datasets={"train": stream},
         dataset_config=DataConfig(execution_options=execution_options(cfg)),
         scaling_config=ScalingConfig(

@@ -51,10 +51,11 @@ def _train(launch: Launch) -> None:
     tokenizer = load_tokenizer(launch.tokenizer.folder())
     torch.manual_seed(cfg.train.seed)
     method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
-    method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
     sharded = cfg.train.parallel == "fsdp"
     if sharded:
         parallel.shard(method, device)
+    else:  # FSDP takes no such weights
+        method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
     learner = build_learner(cfg, method)
 
     step, position = 0, Position()
@@ -80,8 +81,11 @@ def _train(launch: Launch) -> None:
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))
-        unlogged = ray.get(launch.monitor.unlogged.remote())
-        state = State(done, position.to_json(), cfg.model_dump(mode="json"), launch.plan, unlogged)
+        if rank == 0:
+            log("data", done, position.fractions(launch.sources))
+        consumed = position.to_json()
+        kept = ray.get(launch.monitor.settle.remote(_name(done), consumed["complete"]))
+        state = State(done, consumed, cfg.model_dump(mode="json"), launch.plan, kept.metrics, kept.tallies)
         _save(state, learner)
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
@@ -93,7 +97,7 @@ def _of_all_ranks(taken: Taken) -> list[Taken]:
     """Every rank's `taken`, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [taken]
-    gathered: list[Taken] = [{} for _ in range(dist.get_world_size())]
+    gathered = [Taken() for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, taken)
     return gathered
 
@@ -105,9 +109,13 @@ def _gathered(encoder: DualEncoder, cfg: Config, tokenizer: Any) -> DualEncoder:
     return copy
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _save(state: State, learner: Learner) -> None:
     """Every rank writes its part, if it has one; Ray Train moves them together to the run's storage."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), learner, state)
         kept = ray.train.Checkpoint.from_directory(folder) if any(Path(folder).iterdir()) else None
-        ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=f"step-{state.step:08d}")
+        ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=_name(state.step))

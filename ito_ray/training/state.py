@@ -11,7 +11,7 @@ from typing import Any
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class State:
     """Digest of the shard plan (`ShardPlan.digest`): the position means nothing in another one."""
     metrics: list[tuple[int, dict[str, float]]]
     """(step, values) that may not have reached the tracker yet: a driver that is killed takes them with it."""
+    tallies: dict[str, Any]
+    """Account of the rows of all entries that the position holds complete (data/tally.py)."""
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -48,7 +50,9 @@ def read_state(folder: Path) -> State:
             "the version that wrote it, or choose another --name."
         )
     metrics = [(step, values) for step, values in document["metrics"]]
-    return State(document["step"], document["position"], document["config"], document["plan"], metrics)
+    return State(
+        document["step"], document["position"], document["config"], document["plan"], metrics, document["tallies"]
+    )
 
 
 def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None:

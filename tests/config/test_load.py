@@ -47,6 +47,7 @@ def test_the_papers_recipes_differ_where_the_paper_says() -> None:
 def test_tuples_and_json_from_the_command_line() -> None:
     cfg = _parse("--data.train", "a.tar", "b.tar", "--model.image.kwargs", '{"depth": 3}')
     assert cfg.data.train == ("a.tar", "b.tar")
+    assert cfg.data.sources == {"train": ("a.tar", "b.tar")}
     assert cfg.model.image.kwargs == {"depth": 3}
 
 
@@ -123,3 +124,44 @@ def test_a_users_mistake_shows_no_traceback(capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
+
+
+def test_sources_are_named_and_weighted_on_the_command_line_and_in_yaml(tmp_path: Path) -> None:
+    said = ("--data.train", "web=s3://b/{0..9}.tar?region=x", "icons=data/a", "icons=data/b")
+    cfg = _parse(*said, "--data.weights", "web", "3", "icons", "1")
+    assert cfg.data.sources == {"web": ("s3://b/{0..9}.tar?region=x",), "icons": ("data/a", "data/b")}
+    assert cfg.data.weights == {"web": 3, "icons": 1}
+    path = tmp_path / "mine.yaml"
+    path.write_text("data:\n  train: [web=s3://b/x.tar, icons=data/a]\n  weights: {web: 3, icons: 1}\n")
+    assert _parse("--config", str(path)).data.sources == {"web": ("s3://b/x.tar",), "icons": ("data/a",)}
+    for path_with_equals in ("./year=2024/a.tar", "s3://b/year=2024/a.tar?region=x", "/d/a=b.tar"):
+        assert _parse("--data.train", path_with_equals).data.sources == {"train": (path_with_equals,)}
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"train": ["a=x.tar", "b=y.tar"]}, "data.weights says nothing"),
+        ({"train": ["a=x.tar", "b=y.tar"], "weights": {"a": 1}}, r"names \['a'\], but data.train has .*'a', 'b'"),
+        ({"train": ["a=x.tar"], "weights": {"a": 0}}, "data.weights.a=0"),
+        ({"train": ["x.tar"], "weights": {"a": 1}}, "name sources as in"),
+    ],
+)
+def test_sources_and_weights_must_name_each_other(data: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        overlay(Config(), {"data": data}, source="test")
+
+
+def test_captions_and_templates_from_the_command_line() -> None:
+    said = ("--data.columns.captions-from", "alt", "0.3", "caption", "0.7", "--data.templates", "a photo of {}", "0.2")
+    cfg = _parse(*said)
+    assert cfg.data.columns.captions_from == {"alt": 0.3, "caption": 0.7}
+    assert cfg.data.templates == {"a photo of {}": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("templates", "says"), [({"a photo": 0.1}, "must have one {}"), ({"a {}": 0.6, "b {}": 0.6}, "1.2 together")]
+)
+def test_templates_that_do_not_fit(templates: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        overlay(Config(), {"data": {"templates": templates}}, source="test")

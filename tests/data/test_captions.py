@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ito_ray.data.captions import clean, draw
+from ito_ray.data.captions import clean, draw, fill
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,9 @@ from ito_ray.data.captions import clean, draw
         ("non\u00a0breaking&nbsp;space", "non breaking space"),
         ("Case Stays, AT&T too", "Case Stays, AT&T too"),
         ("&nbsp;", ""),
+        ("ﬁne ｆｕｌｌ 𝓼𝓽𝔂𝓵𝓮", "fine full style"),
+        ("soft\u00adhyphen zero\u200bwidth\ufeff", "softhyphen zerowidth"),
+        ("family \U0001f468\u200d\U0001f469", "family \U0001f468\u200d\U0001f469"),
     ],
 )
 def test_clean(dirty: str, cleaned: str) -> None:
@@ -43,3 +46,20 @@ def test_all_are_drawn_equally_often() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw(["a", "b", "c"], 1, rng)[0] for _ in range(3000)]
     assert all(abs(drawn.count(name) - 1000) < 130 for name in "abc")
+
+
+def test_weights_decide_what_comes_first_and_nothing_comes_twice() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw(["a", "b", "c"], 2, rng, (6, 3, 1)) for _ in range(3000)]
+    firsts = [first for first, _ in drawn]
+    assert [firsts.count(name) / 3000 for name in "abc"] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    assert all(first != second for first, second in drawn)
+    assert sorted(draw(["a", "b", "c"], 3, rng, (98, 1, 1))) == ["a", "b", "c"]
+
+
+def test_templates_come_with_their_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    filled = [fill("a {x} dog", {"a photo of {}": 0.5, "{}, drawn": 0.2}, rng) for _ in range(3000)]
+    for text, share in (("a photo of a {x} dog", 0.5), ("a {x} dog, drawn", 0.2), ("a {x} dog", 0.3)):
+        assert filled.count(text) / 3000 == pytest.approx(share, abs=0.03)
+    assert fill("bare", {}, rng) == "bare"

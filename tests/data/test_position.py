@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from random import Random
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ito_ray.data.position import ROW_BITS, Position
+from ito_ray.data.position import ROW_BITS, Position, members
 
 
 def _take(position: Position, pairs: list[tuple[int, int]], rows: dict[int, int]) -> None:
     uids = np.array([entry << ROW_BITS | row for entry, row in pairs], np.int64)
-    position.take(uids, np.array([rows[entry] for entry, _ in pairs]))
+    position.take(uids, np.array([rows[entry] for entry, _ in pairs]), uids % 3)
 
 
 @given(st.dictionaries(st.integers(0, 9), st.integers(1, 9)), st.integers(1, 4), st.randoms(use_true_random=False))
@@ -29,12 +30,13 @@ def test_ranks_in_any_order_add_up(rows: dict[int, int], ranks: int, random: Ran
             _take(position, part[number::ranks], rows)
         merged.merge([position.local for position in positions])
         again = Position.from_json(json.loads(json.dumps(merged.to_json())))
-        assert (again.complete, again.open) == (merged.complete, merged.open)
+        assert (again.complete, again.open, again.seen) == (merged.complete, merged.open, merged.seen)
         if part is samples[:cut]:
-            taken = {(e, r) for e in merged.complete for r in range(rows[e])}
+            taken = {(e, r) for e in members(merged.complete) for r in range(rows[e])}
             taken |= {(e, r) for e, (_, kept) in merged.open.items() for r in kept}
             assert taken == set(samples[:cut])
-    assert merged.complete == set(rows)
+    assert set(members(merged.complete)) == set(rows)
+    assert merged.seen == Counter(((entry << ROW_BITS) + row) % 3 for entry, row in samples)
     assert not merged.open
 
 

