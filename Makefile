@@ -27,7 +27,7 @@ demo-long: $(STAMP) ## the same with five times as many steps
 
 test: lint       ## what CI runs: formatting, types, import rules, all tests
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
-	@$(BIN)/python -m pytest -m slow -q --durations=10
+	@$(BIN)/python -m pytest -m slow -q --durations=15 -n 2 --dist loadgroup
 
 test-fast: $(STAMP) ## the tests that start no Ray, server or process
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8

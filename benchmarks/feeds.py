@@ -82,10 +82,10 @@ def read_clock(batches: Iterator[int], order: Order) -> dict[str, float]:
     }
 
 
-def config(order: Order, format: str) -> Config:
-    """The defaults, on these shards."""
+def config(order: Order, format: str, output: str = "") -> Config:
+    """The defaults, on these shards; whatever is written goes below `output`."""
     data = schema.DataConfig(train=(str(Path(order.shards) / format),))
-    return Config(data=data, train=TrainConfig(global_batch=BATCH))
+    return Config(output=output, data=data, train=TrainConfig(global_batch=BATCH))
 
 
 def peer(order: Order) -> dict[str, float]:
@@ -132,7 +132,7 @@ def limit(order: Order, format: str) -> dict[str, float]:
     """The work of the stream's tasks, one after the other in this process, without Ray."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        reader = _reader(config(order, format), Path(folder), monitor=None)
+        reader = _reader(config(order, format, folder), monitor=False)
         found = read_clock((len(reader.make(entry)[0]["uid"]) for entry in range(ENTRIES)), order)
         block, _ = reader.make(0)
     mean, std = reader.cfg.model.image.mean, reader.cfg.model.image.std
@@ -145,10 +145,10 @@ def limit(order: Order, format: str) -> dict[str, float]:
 
 def stream(order: Order, format: str) -> dict[str, float]:
     """Ray Data into a Ray Train worker, wired as in training; the worker only takes the batches."""
-    cfg = config(order, format)
     connect(verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        reader = _reader(cfg, Path(folder), monitor=True)
+        cfg = config(order, format, folder)
+        reader = _reader(cfg, monitor=True)
         order = Order(**{**asdict(order), "out": str(Path(folder) / "reading.json")})
         TorchTrainer(
             take_batches,
@@ -175,7 +175,7 @@ def stored_bytes(order: Order) -> dict[str, float]:
     """Bytes a sample that Ray's object store holds of the stream's blocks."""
     connect(verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = open_stream(_reader(config(order, "tar"), Path(folder), monitor=True), Position(), 4)
+        dataset = open_stream(_reader(config(order, "tar", folder), monitor=True), Position(), 4)
         size, rows = 0, 0
         for bundle in cast(Any, dataset).iter_internal_ref_bundles():
             locations = ray.experimental.get_object_locations(list(bundle.block_refs))
@@ -185,11 +185,12 @@ def stored_bytes(order: Order) -> dict[str, float]:
     return {"bytes_per_sample": size / rows, "samples": rows}
 
 
-def _reader(cfg: Config, folder: Path, *, monitor: Any) -> EntryReader:
+def _reader(cfg: Config, *, monitor: bool) -> EntryReader:
     data = plan_data(cfg)
-    clip_tokenizer(cfg.model.text.context).save_pretrained(folder / "tokenizer")
+    tokenizer = Path(cfg.output) / "tokenizer"
+    clip_tokenizer(cfg.model.text.context).save_pretrained(tokenizer)
     handle = start_monitor(cfg, data.plan, None) if monitor else None
-    return EntryReader(data.plan, cfg, TokenizerFiles.read(folder / "tokenizer"), handle, {})
+    return EntryReader(data.plan, cfg, TokenizerFiles.read(tokenizer), handle, {})
 
 
 FEEDS: dict[str, Callable[[Order], dict[str, float]]] = {

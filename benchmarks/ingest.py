@@ -217,9 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(str(error), style="red")
         return 2
     title = (
-        f"{described['samples']:.0f} samples of {described['pixels'] / 1e6:.2f} megapixels, "
-        f"{described['bytes'] / 1024:.0f} KiB, {described['bits_per_pixel']:.1f} bits a pixel; 224 px, two views; "
-        f"{os.cpu_count()} cores"
+        f"{described['samples']:.0f} samples of {described['pixels'] / 1e6:.2f} megapixels and "
+        f"{described['bytes'] / 1024:.0f} KiB; 224 px, two views; {os.cpu_count()} cores"
     )
     if options.minutes:
         console.print(title)
@@ -229,11 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stored, _ = run_feed({"feed": "bytes", "shards": str(options.data), "warmup": 0, "samples": 0})
         console.print(table(rounds, peaks, title))
         fields = summary(rounds, peaks, stored)
-        pixels = 2 * 3 * 224**2
+        share = stored["bytes_per_sample"] / (2 * 3 * 224**2)
         console.print(
-            f"Object store: {stored['bytes_per_sample']:,.0f} bytes a sample, "
-            f"{stored['bytes_per_sample'] / pixels:.3f} × its pixels. The peer hands over float32; turning our bytes "
-            f"into that on a CPU takes another {fields['normalize_cpu_ms']:.2f} CPU-ms a sample."
+            f"Object store: {stored['bytes_per_sample']:,.0f} bytes a sample, {share:.3f} × its pixels. The peer hands "
+            "over float32; turning our bytes into that on a CPU takes another "
+            f"{fields['normalize_cpu_ms']:.2f} CPU-ms a sample."
         )
     if options.json:
         options.json.write_text(

@@ -93,6 +93,9 @@ class DataConfig(Section):
     """Share of samples that may be dropped before the run stops."""
     max_pixels: PositiveInt = 64_000_000
     """Larger images are dropped unread: decompression bombs."""
+    node_labels: dict[str, str] = {}
+    """Decode only on nodes with these labels (`ray start --labels pool=data`): {pool: data}. Empty: wherever a CPU is
+    free, on the training nodes too."""
 
     @property
     def sources(self) -> dict[str, tuple[str, ...]]:
@@ -233,6 +236,8 @@ class TrainConfig(Section):
     """W, ranks."""
     gpu: bool = False
     """One GPU per worker (nccl) instead of CPUs (gloo)."""
+    node_labels: dict[str, str] = {}
+    """Train only on nodes with these labels: {pool: train}. Empty: wherever there is room."""
     cpus_per_worker: PositiveFloat = 1.0
     """What Ray reserves; Ray Data needs at least one CPU beside all workers."""
     threads: PositiveInt = 1

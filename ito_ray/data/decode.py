@@ -58,7 +58,7 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) that `to_rgb` will give at full size."""
-    return (image.height, image.width) if _orientation(image) in _TURNED else image.size
+    return (image.height, image.width) if orientation(image) in _TURNED else image.size
 
 
 def to_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Image:
@@ -67,9 +67,9 @@ def to_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Image:
         if at_least is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (at_least, at_least))
         image.load()
-        orientation = _orientation(image)
+        turn = orientation(image)
         image = _as_rgb(image)
-        return image.transpose(_ORIENTATION[orientation]) if orientation in _ORIENTATION else image
+        return image.transpose(_ORIENTATION[turn]) if turn in _ORIENTATION else image
     except Exception as error:  # see open_image
         raise _unreadable(error) from error
 
@@ -89,7 +89,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 = upright; reading it costs, so only where the header has a place for it.
 
     A TIFF is turned by Pillow itself.

@@ -72,8 +72,10 @@ def require_resources(cfg: Config) -> None:
     """Refuse what the cluster can never schedule; Ray would wait for ever.
 
     Raises:
-        ClusterError: too few CPUs beside the workers for Ray Data, or too few GPUs.
+        ClusterError: too few CPUs beside the workers for Ray Data, too few GPUs, or no node with the wanted labels.
     """
+    _require_labels("data.node_labels", cfg.data.node_labels)
+    _require_labels("train.node_labels", cfg.train.node_labels)
     total = ray.cluster_resources()
     wanted = cfg.train.workers * cfg.train.cpus_per_worker
     cpus = total.get("CPU", 0.0)
@@ -88,6 +90,17 @@ def require_resources(cfg: Config) -> None:
             f"train.workers={cfg.train.workers} with train.gpu need as many GPUs, but the cluster has "
             f"{total.get('GPU', 0.0):g}: lower train.workers, add nodes, or set --train.no-gpu."
         )
+
+
+def _require_labels(field: str, wanted: dict[str, str]) -> None:
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1]
+    if not wanted or any(wanted.items() <= node["Labels"].items() for node in nodes):
+        return
+    label = ",".join(f"{key}={value}" for key, value in wanted.items())
+    raise ClusterError(
+        f"{field}={wanted} is on none of the cluster's {len(nodes)} nodes with CPUs: start one with "
+        f"`ray start --labels {label}`, or correct the field."
+    )
 
 
 def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:

@@ -136,8 +136,11 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
         train_loop_config={"launch": launch},
         datasets={"train": stream},
         dataset_config=DataConfig(execution_options=execution_options(cfg)),
-        scaling_config=ScalingConfig(
-            num_workers=cfg.train.workers, use_gpu=cfg.train.gpu, resources_per_worker=resources
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2 has label_selector
+            num_workers=cfg.train.workers,
+            use_gpu=cfg.train.gpu,
+            resources_per_worker=resources,
+            label_selector=cfg.train.node_labels or None,
         ),
         run_config=RunConfig(
             name=cfg.name,
@@ -154,7 +157,7 @@ def execution_options(cfg: Config) -> ExecutionOptions:
     view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
     blocks_ahead = 2 * ray.cluster_resources()["CPU"] + 4 * cfg.train.workers
     limit = ExecutionResources(object_store_memory=blocks_ahead * cfg.data.rows_per_task * view_bytes)
-    return ExecutionOptions(preserve_order=True, resource_limits=limit)
+    return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
 
 
 def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, stop: threading.Event) -> None:

@@ -65,6 +65,7 @@ def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None
     """
     now = cfg.model_dump(mode="json")
     fixed = [(section, field) for section in ("data", "model", "method") for field in state.config[section]]
+    fixed.remove(("data", "node_labels"))  # where, not what
     for section, field in [*fixed, ("optim", "name"), ("train", "ema")]:
         before = state.config[section][field]
         if now[section].get(field) != before:

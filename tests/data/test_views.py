@@ -93,6 +93,26 @@ def test_a_reduced_jpeg_gives_nearly_the_same_view() -> None:
     assert abs(jpeg.astype(int) - full).mean() < 2
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"keep_rgb": True}])
+def test_a_jpeg_is_decoded_as_pillow_does(options: dict[str, object]) -> None:
+    """Torchvision decodes plain JPEGs: the view must be that of the pixels which Pillow sees."""
+    jpeg = encoded(Image.fromarray(noise(90, 70, seed=3)), "JPEG", quality=80, **options)
+    lossless = encoded(Image.open(io.BytesIO(jpeg)))
+    assert (_views(jpeg, PLAIN, 64) == _views(lossless, PLAIN, 64)).all()
+
+
+def test_a_jpeg_cut_short_is_truncated() -> None:
+    jpeg = encoded(Image.fromarray(noise(90, 70, seed=3)), "JPEG")
+    with pytest.raises(BadSample, match="image_truncated"):
+        _views(jpeg[: len(jpeg) // 2], PLAIN, 64)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_jpeg_of_other_colours(mode: str) -> None:
+    jpeg = encoded(Image.new("RGB", (60, 60), (128, 128, 128)).convert(mode), "JPEG")
+    assert abs(_views(jpeg, PLAIN).astype(int) - 128).max() <= 1
+
+
 def test_shape_and_determinism() -> None:
     cfg = ViewsConfig(count=3)
     first = _views(picture(0), cfg, seed=1)

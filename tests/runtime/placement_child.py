@@ -1,0 +1,71 @@
+"""A cluster of two nodes of its own: prints where the stream's blocks were made. Run by test_placement.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import ray
+import ray.data
+import ray.experimental
+from ray._private.state import available_resources_per_node
+from ray.cluster_utils import Cluster
+
+from ito_ray.config.schema import Config
+from ito_ray.data.position import Position
+from ito_ray.data.tokens import train_wordpiece
+from ito_ray.errors import ClusterError
+from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.preflight import plan_data, require_resources
+from ito_ray.runtime.stream import EntryReader, open_stream
+from ito_ray.runtime.trainer import execution_options, start_monitor
+from tests.runtime.shards import caption, small_config
+
+
+def _config(folder: Path, pool: str) -> Config:
+    """Pictures large enough that Ray puts the blocks into an object store, which small ones never see."""
+    return small_config(folder, data={"node_labels": {"pool": pool}}, model={"image": {"size": 64}})
+
+
+def blocks_by_pool(cfg: Config, tokenizer: TokenizerFiles, pools: dict[str, str]) -> dict[str, int]:
+    """How many of the stream's blocks lie on the nodes of each pool."""
+    data = plan_data(cfg)
+    ray.data.DataContext.get_current().execution_options = execution_options(cfg)
+    reader = EntryReader(data.plan, cfg, tokenizer, start_monitor(cfg, data.plan, None), {})
+    counts = dict.fromkeys(pools.values(), 0)
+    for bundle in cast(
+        Any, open_stream(reader, Position(), 2 * data.plan.entries_per_pass)
+    ).iter_internal_ref_bundles():
+        for location in ray.experimental.get_object_locations(list(bundle.block_refs)).values():
+            for node in location["node_ids"]:
+                counts[pools[node]] += 1
+        for node, free in available_resources_per_node().items():
+            if pools[node] == "train" and cfg.data.node_labels == {"pool": "data"}:
+                assert free["CPU"] == 1, "a data task took the training node's CPU"
+    return counts
+
+
+def main(folder: Path) -> None:
+    """Blocks by pool, asking for the data node, then for the training node: neither is chosen by chance."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "labels": {"pool": "head"}})
+    for pool in ("train", "data"):
+        cluster.add_node(num_cpus=1, labels={"pool": pool}, object_store_memory=100 << 20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    pools = {node["NodeID"]: node["Labels"]["pool"] for node in ray.nodes()}
+    train_wordpiece((caption(number) for number in range(96)), 80, 12).save_pretrained(folder / "tokenizer")
+    tokenizer = TokenizerFiles.read(folder / "tokenizer")
+    asked = {pool: _config(folder, pool) for pool in ("train", "data")}
+    with pytest.raises(ClusterError, match="on none of the cluster's 2 nodes with CPUs"):
+        require_resources(_config(folder, "gpu"))
+    for one in asked.values():
+        require_resources(one)
+    print(json.dumps({pool: blocks_by_pool(one, tokenizer, pools) for pool, one in asked.items()}))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
