@@ -23,11 +23,11 @@ from rich.console import Console
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
 from ito_ray.data.heldout import HeldoutReader
-from ito_ray.errors import ItoError
 from ito_ray.evaluation.gallery import Hit, Query
 from ito_ray.evaluation.pictures import gallery_png
 from ito_ray.runtime import job
 from ito_ray.runtime.console import Stages
+from pipelines.command import exit_code
 from pipelines.prepare import Icons, prepare_icons
 
 FOLDER = Path("demo")
@@ -196,15 +196,8 @@ def _summary(outcome: job.Outcome, seconds: Mapping[str, float], total: float, m
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run the demo; the exit code."""
     options = tyro.cli(Demo, prog="python -m pipelines.demo", args=arguments)
-    try:
-        run(options, Console(highlight=False))
-    except ItoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command again resumes from the newest checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    stopped = "Stopped. The same command again resumes from the newest checkpoint."
+    return exit_code(lambda: run(options, Console(highlight=False)), stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
 from ito_ray.data.survey import Reach, Survey, advice, numbers, views_ms
-from ito_ray.errors import ConfigError, ItoError
+from ito_ray.errors import ConfigError
 from ito_ray.evaluation.contact import contact_html, contact_png
 from ito_ray.runtime.console import progress_line
 from ito_ray.tracking.provenance import installed_versions
 from ito_ray.training.loop import use_bf16
+from pipelines.command import exit_code
 
 GIB = 2**30
 LEAST_CPUS, LEAST_MEMORY, LEAST_DISK = 2, 6 * GIB, 2 * GIB
@@ -115,7 +116,7 @@ def look_into(cfg: Config, options: Doctor, console: Console) -> dict[str, Any]:
     """
     if options.limit < 0:
         raise ConfigError(f"--limit is {options.limit}: give a number of samples, or 0 for all.")
-    reach = Reach.of(cfg.data.train, limit=options.limit)
+    reach = Reach.of([one for patterns in cfg.data.sources.values() for one in patterns], limit=options.limit)
     survey = Survey(cfg.data)
     entries = 0
     with progress_line(console, "Look into shards") as update:
@@ -211,18 +212,17 @@ def _dropped(found: dict[str, Any]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 when something is missing, 2 for a mistake on the command line."""
     options = tyro.cli(Doctor, prog="python -m pipelines.doctor", args=arguments)
-    console = Console(highlight=False)
-    try:
-        cfg = settings(options)
-        findings = examine(options)
-        _print(findings, console)
-        wrong = any(finding.advice for finding in findings)
-        if options.recipe or options.data:
-            found = look_into(cfg, options, console)
-            wrong = wrong or not found["good"] or found["good"] < found["read"] * (1 - cfg.data.max_bad_fraction)
-    except ItoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options, Console(highlight=False)))
+
+
+def _run(options: Doctor, console: Console) -> int:
+    cfg = settings(options)
+    findings = examine(options)
+    _print(findings, console)
+    wrong = any(finding.advice for finding in findings)
+    if options.recipe or options.data:
+        found = look_into(cfg, options, console)
+        wrong = wrong or not found["good"] or found["good"] < found["read"] * (1 - cfg.data.max_bad_fraction)
     if wrong:
         return 1
     data = f" --data.train {' '.join(options.data)}" if options.data else ""

@@ -22,7 +22,8 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from ito_ray.errors import ExportError, ItoError
+from ito_ray.errors import ExportError
+from pipelines.command import exit_code
 
 USAGE = {
     "open_clip": """import open_clip
@@ -88,12 +89,7 @@ def run(arguments: Arguments, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when converted, 2 when something that the user can mend is wrong."""
     parsed = tyro.cli(Arguments, prog="python -m pipelines.export", description=__doc__, args=arguments)
-    try:
-        run(parsed, Console())
-    except ItoError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return exit_code(lambda: run(parsed, Console()))
 
 
 if __name__ == "__main__":

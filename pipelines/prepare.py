@@ -31,7 +31,8 @@ from ito_ray.data.icons.splits import (
 from ito_ray.data.prepare.job import DROPPED, reasons_of
 from ito_ray.data.prepare.options import Coco, Folder, HuggingFace, Output, Shards, Table
 from ito_ray.data.write import JsonValue, ShardFormat, write_shards
-from ito_ray.errors import DataError, ItoError
+from ito_ray.errors import DataError
+from pipelines.command import exit_code
 
 DESCRIPTION = """Make tar or Parquet shards to train on, in parallel, with an account of every input.
 
@@ -238,23 +239,19 @@ def _account(manifest: dict[str, Any]) -> RichTable:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, make the data, say what was made; the exit code."""
+    return exit_code(lambda: _run(arguments), stopped="Stopped. The same command again goes on.")
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     start = time.perf_counter()
-    try:
-        options = tyro.extras.subcommand_cli_from_dict(
-            {"icons": Icons, **SOURCES}, prog="python -m pipelines.prepare", description=DESCRIPTION, args=arguments
-        )
-        if isinstance(options, Output):
-            _prepare_shards(options, Console(highlight=False))
-            return 0
+    options = tyro.extras.subcommand_cli_from_dict(
+        {"icons": Icons, **SOURCES}, prog="python -m pipelines.prepare", description=DESCRIPTION, args=arguments
+    )
+    if isinstance(options, Output):
+        _prepare_shards(options, Console(highlight=False))
+    else:
         made = prepare_icons(options)
-    except ItoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command again goes on.", file=sys.stderr)
-        return 130
-    _report(options.out, made, time.perf_counter() - start)
-    return 0
+        _report(options.out, made, time.perf_counter() - start)
 
 
 if __name__ == "__main__":

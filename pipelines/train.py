@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from ito_ray.config.load import parse, to_yaml
-from ito_ray.errors import ItoError
+from pipelines.command import exit_code
 
 DESCRIPTION = """Train, export, evaluate and register an image-text encoder.
 
@@ -21,26 +21,24 @@ Running the same command again resumes from the newest checkpoint."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run the job; the exit code."""
-    console = Console(highlight=False)
-    try:
-        cfg, options = parse(arguments, prog="python -m pipelines.train", description=DESCRIPTION)
-        if options.print_config:
-            print(to_yaml(cfg), end="")
-            return 0
-        from ito_ray.runtime import job  # torch, ray and mlflow take seconds that --help should not
-        from ito_ray.runtime.console import Stages
+    return exit_code(
+        lambda: _run(arguments), stopped="Stopped. The same command again resumes from the newest checkpoint."
+    )
 
-        outcome = job.run(cfg, recipe=options.recipe, stages=Stages(console, job.STAGES), verbose=options.verbose)
-    except ItoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command again resumes from the newest checkpoint.", file=sys.stderr)
-        return 130
+
+def _run(arguments: Sequence[str] | None) -> None:
+    cfg, options = parse(arguments, prog="python -m pipelines.train", description=DESCRIPTION)
+    if options.print_config:
+        print(to_yaml(cfg), end="")
+        return
+    from ito_ray.runtime import job  # torch, ray and mlflow take seconds that --help should not
+    from ito_ray.runtime.console import Stages
+
+    console = Console(highlight=False)
+    outcome = job.run(cfg, recipe=options.recipe, stages=Stages(console, job.STAGES), verbose=options.verbose)
     console.print(f"Encoder  {outcome.encoder}", soft_wrap=True)
     console.print(f"Gallery  {outcome.page}", soft_wrap=True)
     console.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.uri}", soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

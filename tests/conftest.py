@@ -13,6 +13,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # a report waits for the next check: 2 s each by default
 )
 
 

@@ -15,7 +15,7 @@ def test_shards_are_described_and_pictured(tmp_path: Path, capsys: pytest.Captur
     good_tar(tmp_path / "a.tar", 40)
     out = tmp_path / "pictures"
     files = ["--json", str(tmp_path / "found.json"), "--pictures", str(out)]
-    code = main(["--data", str(tmp_path), "--global-batch", "16", "--workers", "2", *files])
+    code = main(["--data", f"web={tmp_path}", "--global-batch", "16", "--workers", "2", *files])
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert json.loads((tmp_path / "found.json").read_text())["steps_per_pass"] == 2

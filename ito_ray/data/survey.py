@@ -18,7 +18,7 @@ from ito_ray.config.schema import DataConfig
 from ito_ray.data.decode import open_image, to_rgb, upright_size
 from ito_ray.data.looks import Looks, look_of
 from ito_ray.data.plan import ShardPlan, make_plan
-from ito_ray.data.rows import BadSample, Row, read_piece
+from ito_ray.data.rows import BadSample, Row, read_patiently
 from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tally import Tally
 
@@ -150,7 +150,7 @@ class Reach:
         """Rows of one piece after the other, from all over the shards, until the limit is reached."""
         read = 0
         for entry in range(self.entries):
-            rows = [row for piece in self.plan.entry(entry) for row in read_piece(piece, cfg.columns)]
+            rows = [row for piece in self.plan.entry(entry) for row in read_patiently(piece, cfg.columns)]
             yield rows
             read += len(rows)
             if self.limit and read >= self.limit:

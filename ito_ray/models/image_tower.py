@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.models.init import init_clip_vit
-from ito_ray.models.locking import keep_statistics, lock_image_net
+from ito_ray.models.locking import LockableTower, lock_image_net
 from ito_ray.models.recompute import make_lean
 
 
@@ -94,7 +94,7 @@ def _has_pre_norm(net: Any) -> bool:
     return isinstance(net.norm_pre, nn.LayerNorm)
 
 
-class ImageTower(nn.Module):
+class ImageTower(LockableTower):
     """A timm model and its bias-free projection to the shared space.
 
     Args:
@@ -106,9 +106,8 @@ class ImageTower(nn.Module):
     """
 
     def __init__(self, cfg: ImageTowerConfig, embed_dim: int) -> None:
-        super().__init__()
+        super().__init__(locked=cfg.locked)
         self.cfg = cfg
-        self.net: Any
         self.net, self.create_kwargs = _create(cfg)
         if not cfg.pretrained and isinstance(self.net, VisionTransformer) and _has_pre_norm(self.net):
             init_clip_vit(self.net)
@@ -128,13 +127,6 @@ class ImageTower(nn.Module):
     def has_cls(self) -> bool:
         """Whether token 0 is a [CLS] token."""
         return getattr(self.net, "cls_token", None) is not None
-
-    def train(self, mode: bool = True) -> ImageTower:
-        """As in torch, but what is locked stays in evaluation mode."""
-        super().train(mode)
-        if self.cfg.locked:
-            keep_statistics(self.net)
-        return self
 
     def recompute_activations(self) -> None:
         """Keep one activation a block and compute the others again in the backward pass.

@@ -5,7 +5,7 @@ Source: Zhai et al., LiT, https://arxiv.org/abs/2111.07991.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from timm.models import group_parameters
 from torch import nn
@@ -35,14 +35,32 @@ def lock_text_net(net: nn.Module, open_layers: int) -> None:
     _lock(net, {name for name in after if not any(name.startswith(layer) for layer in closed)})
 
 
-def keep_statistics(net: nn.Module) -> None:
-    """Modules whose weights are all locked stay in evaluation mode: no dropout, no moving of running statistics."""
-    for module in net.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            module.eval()
+class LockableTower(nn.Module):
+    """A tower whose locked part never trains: no dropout, no moving of running statistics.
+
+    Args:
+        locked: whether part of `net` will be locked.
+    """
+
+    net: Any
+    """The model below the projection."""
+
+    def __init__(self, *, locked: bool) -> None:
+        super().__init__()
+        self._locked = locked
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but modules whose weights are all locked stay in evaluation mode."""
+        super().train(mode)
+        for module in self.net.modules() if self._locked else ():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self
 
 
 def _lock(net: nn.Module, still_open: set[str]) -> None:
+    """Only ever locks: what was locked for another reason (an unused pooler) stays so."""
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in still_open)
+        if name not in still_open:
+            parameter.requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ito_ray.config.schema import TextTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.models.init import init_clip_text
-from ito_ray.models.locking import keep_statistics, lock_text_net
+from ito_ray.models.locking import LockableTower, lock_text_net
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _pretrained(cfg: TextTowerConfig) -> nn.Module:
     return cast(nn.Module, net)
 
 
-class TextTower(nn.Module):
+class TextTower(LockableTower):
     """A text model, its pooling and its bias-free projection to the shared space.
 
     Args:
@@ -107,9 +107,8 @@ class TextTower(nn.Module):
     """
 
     def __init__(self, cfg: TextTowerConfig, tokenizer: Any, embed_dim: int) -> None:
-        super().__init__()
+        super().__init__(locked=cfg.locked)
         self.cfg = cfg
-        self.net: Any
         if cfg.kind == "scratch":
             self.net = _from_scratch(cfg, tokenizer)
         elif cfg.kind == "clip":
@@ -121,13 +120,6 @@ class TextTower(nn.Module):
         self.width = int(self.net.config.hidden_size)
         self.proj = nn.Linear(self.width, embed_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=self.width**-0.5)
-
-    def train(self, mode: bool = True) -> TextTower:
-        """As in torch, but what is locked stays in evaluation mode."""
-        super().train(mode)
-        if self.cfg.locked:
-            keep_statistics(self.net)
-        return self
 
     def recompute_activations(self) -> None:
         """Keep one activation a layer and compute the others again in the backward pass.

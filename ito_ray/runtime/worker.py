@@ -13,7 +13,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from ito_ray.config.schema import Config
 from ito_ray.data.position import Position, Taken
 from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
@@ -74,19 +73,25 @@ def _train(launch: Launch) -> None:
         log("train", done, metrics)
 
     def run_evaluation(done: int) -> None:
-        shipped = _gathered(learner.shipped, cfg, tokenizer) if sharded else learner.shipped
+        shipped = learner.shipped
+        if sharded:  # a collective, after which rank 0 alone makes a whole copy
+            weights = {name: parallel.whole(value) for name, value in shipped.state_dict().items()}
+            if rank == 0:
+                shipped = DualEncoder(cfg.model, tokenizer).to(device)
+                shipped.load_state_dict(weights)
         if rank == 0:  # the others wait in the next collective
             encoder = TowerEncoder(shipped, tokenizer, device, cfg.eval.batch)
             log("eval", done, evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics())
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))
+        state = None
         if rank == 0:
             log("data", done, position.fractions(launch.sources))
-        consumed = position.to_json()
-        kept = ray.get(launch.monitor.settle.remote(_name(done), consumed["complete"]))
-        state = State(done, consumed, cfg.model_dump(mode="json"), launch.plan, kept.metrics, kept.tallies)
-        _save(state, learner)
+            consumed = position.to_json()
+            kept = ray.get(launch.monitor.settle.remote(_name(done), consumed["complete"]))
+            state = State(done, consumed, cfg.model_dump(mode="json"), launch.plan, kept.metrics, kept.tallies)
+        _save(done, learner, state)
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
     hooks = loop.Hooks(report, run_evaluation, save)
@@ -102,20 +107,13 @@ def _of_all_ranks(taken: Taken) -> list[Taken]:
     return gathered
 
 
-def _gathered(encoder: DualEncoder, cfg: Config, tokenizer: Any) -> DualEncoder:
-    """A whole copy of a sharded encoder, for evaluation; a collective."""
-    copy = DualEncoder(cfg.model, tokenizer)
-    copy.load_state_dict({name: parallel.whole(value) for name, value in encoder.state_dict().items()})
-    return copy
-
-
 def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _save(state: State, learner: Learner) -> None:
+def _save(done: int, learner: Learner, state: State | None) -> None:
     """Every rank writes its part, if it has one; Ray Train moves them together to the run's storage."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), learner, state)
         kept = ray.train.Checkpoint.from_directory(folder) if any(Path(folder).iterdir()) else None
-        ray.train.report({"step": state.step}, checkpoint=kept, checkpoint_dir_name=_name(state.step))
+        ray.train.report({"step": done}, checkpoint=kept, checkpoint_dir_name=_name(done))

@@ -34,12 +34,16 @@ from ito_ray.training.state import State, write_state
 METHOD, EMA, OPTIMIZER = "method", "ema", "optimizer"
 
 
-def save(folder: Path, learner: Learner, state: State) -> None:
-    """Write this rank's part into an empty folder; all ranks must call it. Without sharding only rank 0 writes."""
+def save(folder: Path, learner: Learner, state: State | None) -> None:
+    """Write this rank's part into an empty folder: without sharding, rank 0 writes everything.
+
+    Args:
+        state: of rank 0, which writes it; None on the others.
+    """
     sharded = isinstance(learner.method, FSDPModule)
-    if rank() == 0:
+    if state is not None:
         write_state(folder, state)
-    elif not sharded:
+    if rank() > 0 and not sharded:
         return
     moments = {
         f"{key}/{name}": torch.as_tensor(value)

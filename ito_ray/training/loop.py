@@ -114,14 +114,16 @@ def train(
             for part in split(arrays, cfg.train.micro_batch)
         ]
         features, result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
-        grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or torch.inf))
+        grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if cfg.optim.grad_clip:
+            nn.utils.clip_grads_with_norm_(model.parameters(), cfg.optim.grad_clip, grad_norm)
         optimizer.step()
         method.encoder.clamp_logit_scale()
         done, last = step + 1, step + 1 == cfg.train.steps
         learner.averaged(done)
 
         clock.samples += cfg.train.global_batch
-        terms = {"loss/total": result.loss.detach(), **result.metrics, "grad_norm": grad_norm}
+        terms = {"loss/total": result.loss.detach(), **result.metrics, "grad_norm": whole(grad_norm)}
         guard.watch(step, terms)
         log_now = done % cfg.train.log_every == 0 or last or done == 1
         checkpoint_now = done % cfg.train.checkpoint_every == 0 or last

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
 from ito_ray.data.position import Position, members
 from ito_ray.data.rows import read_piece
@@ -72,6 +73,8 @@ def test_the_job_from_shards_to_registry(tmp_path: Path) -> None:
 
     _the_registered_model_is_the_trained_one(outcome)
     _running_again_changes_nothing(cfg, outcome)
+    with pytest.raises(ConfigError, match=r"model\.embed_dim=32"):
+        _run(overlay(cfg, {"model": {"embed_dim": 32}}, source="test"))
 
 
 def _the_registered_model_is_the_trained_one(outcome: job.Outcome) -> None:
@@ -123,13 +126,6 @@ def test_shards_without_one_readable_sample_are_refused_at_start(tmp_path: Path)
     (folder / "junk.tar").write_bytes(b"no tar at all " * 100)
     with pytest.raises(DataError, match=r"not one readable sample .* not_a_tar"):
         _run(small_config(tmp_path, data={"train": [str(folder)]}))
-
-
-def test_a_finished_run_is_not_trained_on_with_another_model(tmp_path: Path) -> None:
-    cfg = small_config(tmp_path, train={"steps": 4})
-    _run(cfg)
-    with pytest.raises(ConfigError, match=r"model\.embed_dim=32"):
-        _run(small_config(tmp_path, train={"steps": 4}, model={"embed_dim": 32}))
 
 
 def test_the_command_prints_one_sentence_and_exits_with_2(tmp_path: Path) -> None:

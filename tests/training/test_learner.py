@@ -83,6 +83,19 @@ def test_a_locked_text_tower_moves_in_its_last_layers_only() -> None:
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
+def test_an_unused_pooler_stays_locked() -> None:
+    """DDP would wait for its gradients."""
+    from transformers import BertConfig, BertModel
+
+    from ito_ray.models.locking import lock_text_net
+
+    net = BertModel(BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8))
+    net.pooler.requires_grad_(False)
+    lock_text_net(net, 1)
+    still_open = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    assert still_open and all(name.startswith("encoder.layer.1.") for name in still_open)
+
+
 def test_weights_of_another_net_are_refused(weights: Path) -> None:
     cfg = tiny_config(model={"image": {"weights": str(weights / "conv.safetensors")}})
     with pytest.raises(ConfigError, match=r"has not the weights of vit_tiny_patch16_224 at 16 px"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ _NOT_IN_REQUEST = ("out", "verbose")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class Output(ABC):
     """What all kinds of sources share."""
 
     out: Path
@@ -108,9 +109,9 @@ class Output:
         request: dict[str, Any] = json.loads(json.dumps(document, default=_plain))
         return request
 
+    @abstractmethod
     def open(self, work: Path) -> Source:
         """The inputs; listings are kept in `work`. Raises DataError when there are none."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
