@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ito_ray.config.schema import ViewsConfig
 from ito_ray.data.decode import open_image, orientation, to_rgb, upright_size
@@ -92,6 +91,8 @@ def _decoded(image: Image.Image, data: bytes, *, at_least: int) -> torch.Tensor:
     """
     plain = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
     if plain and min(image.size) < 2 * at_least:  # a larger one is decoded at a fraction of its size, by Pillow
+        from torchvision.io import ImageReadMode, decode_jpeg  # two seconds, which data without JPEGs need not wait
+
         with contextlib.suppress(RuntimeError):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             pixels_CHW: torch.Tensor = decode_jpeg(encoded, ImageReadMode.RGB)

@@ -65,9 +65,10 @@ def _start(cfg: Config, tmp: Path, stop: int) -> subprocess.Popen[bytes]:
 def _killed_between_checkpoints(cfg: Config, tmp: Path) -> None:
     process = _start(cfg, tmp, stop=CUT + 2)
     deadline = time.monotonic() + 400
-    while (newest := trainer.latest_checkpoint(cfg)) is None or read_state(newest).step < CUT:
+    written = Path(cfg.output) / cfg.name / f"step-{CUT:08d}" / "state.json"
+    while not written.is_file() or (newest := trainer.latest_checkpoint(cfg)) is None or newest != written.parent:
         assert process.poll() is None and time.monotonic() < deadline, (tmp / "log-2.txt").read_text()[-2000:]
-        time.sleep(0.2)
+        time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
