@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
 from ito_ray.evaluation.show import write_files
+from ito_ray.export.card import Origin, public_name, training_facts, with_origin
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
@@ -104,6 +106,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 thumbnail=THUMBNAIL,
             )
             page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
+            verified = with_origin(verified, _origin(cfg, recipe, training, report, identity.digest))
         with stages.stage("Register the encoder"):
             registered = _register(cfg, verified, report, tracked, identity.digest)
             stages.say(f"{registered.uri} is version {registered.version}")
@@ -222,6 +225,26 @@ def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: Tracke
     for path in sorted(out.iterdir()):
         tracked.log_file(path, "evaluation")
     return page
+
+
+def _origin(cfg: Config, recipe: str, training: Training, report: Report, digest: str) -> Origin:
+    """What the model card says of this run."""
+    device = "GPU" if cfg.train.gpu else "CPU"
+    return Origin(
+        data=", ".join(public_name(one) for patterns in cfg.data.sources.values() for one in patterns),
+        data_digest=digest,
+        data_licence=cfg.data.licence or None,
+        data_pairs_read=training.rows_delivered,
+        recipe=recipe,
+        training=training_facts(cfg),
+        git=git_commit(),
+        evaluated_on=", ".join(map(public_name, (*cfg.data.heldout, *cfg.eval.zero_shot))) or None,
+        metrics=report.metrics(),
+        intervals=report.intervals,
+        hardware=f"{cfg.train.workers} workers on {device}, {platform.machine()}",
+        seconds=training.seconds,
+        samples_per_second=training.samples_per_second,
+    )
 
 
 def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str) -> Registered:
