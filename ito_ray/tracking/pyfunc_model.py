@@ -117,7 +117,7 @@ class ImageTextEncoder(PythonModel):
         Raises:
             MlflowException: neither column is there, or a batch size out of range.
         """
-        batch = int((params or {}).get("batch_size") or self.batch_size)
+        batch = int((params or {}).get("batch_size", self.batch_size))
         if not 1 <= batch <= MAX_BATCH:
             raise refuse(f"batch_size={batch}: give 1 to {MAX_BATCH}.")
         if not {"text", "image"} & set(model_input.columns):

@@ -69,7 +69,7 @@ BAD_ROWS = {
     "image of 10100 pixels; at most 10000": (None, png(Image.new("RGB", (101, 100)))),
     "bytes; at most 9000": (None, NOISE),
     "base64 characters; at most 9000": (None, base64.b64encode(NOISE).decode()),
-    "image of 1×201; one side may be 200 times": (None, png(Image.new("RGB", (1, 201)))),
+    "image of 1×201; a side may be 200 times": (None, png(Image.new("RGB", (1, 201)))),
     "image is not base64; addresses and paths are not fetched": (None, "https://example.org/cat.png"),
     "image is not base64; addresses": (None, "/etc/hostname"),
     "image is dict, not bytes or base64": (None, {"path": "/etc/hostname"}),
