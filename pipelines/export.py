@@ -4,7 +4,7 @@
 
 open_clip: a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`; CLIP's own towers only, that is a
 timm vit_…_clip_… with model.text.kind=clip. hf_clip: the same towers for transformers' `CLIPModel`. onnx: both encoders
-for onnxruntime, without torch; most towers; --int8-text adds a small text tower, and measures what it loses.
+for onnxruntime, without torch; most towers; --int8-text and --int8-image add small towers, and measure what they lose.
 
 The new folder is written under a temporary name, encodes images and texts in a process that cannot import ito_ray, and
 gets its name when no number differs by more than 1e-5 from what the SentenceTransformer folder gives.
@@ -28,6 +28,8 @@ from pipelines.command import exit_code
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from ito_ray.export.onnx_int8 import Tower
 
 MAX_PIXELS = 64_000_000
 USAGE = {
@@ -56,8 +58,11 @@ class Arguments:
     """New or empty folder; an earlier export of the same format is replaced."""
     int8_text: bool = False
     """onnx: also a text tower with 8-bit weights; how far its embeddings are off is measured and written down."""
+    int8_image: bool = False
+    """onnx: the same of the image tower; needs --data."""
     data: tuple[str, ...] = ()
-    """With --int8-text: shards of pairs to measure it on, also by R@1; else built-in sentences, by cosine only."""
+    """With int8 towers: shards of pairs to measure them on, also by R@1. Without, the text tower is measured on
+    built-in sentences, by cosine only."""
     pairs: int = 500
     """How many of them."""
 
@@ -72,16 +77,18 @@ def run(arguments: Arguments, console: Console) -> None:
     from transformers.utils import logging
 
     from ito_ray.evaluation.encoder import FolderEncoder
-    from ito_ray.export.formats import Int8Text, convert
+    from ito_ray.export.formats import Int8, convert
 
     if not (arguments.encoder / "modules.json").is_file():
         raise ExportError(
             f"--encoder {arguments.encoder} is not a SentenceTransformer folder (it has no modules.json): give the one "
             "that training exported."
         )
-    if arguments.data and not arguments.int8_text:
-        raise ExportError("--data is what --int8-text is measured on: give both or neither.")
-    int8 = Int8Text(*_pairs(arguments)) if arguments.int8_text else None
+    wanted: dict[Tower, bool] = {"text": arguments.int8_text, "image": arguments.int8_image}
+    towers = tuple(tower for tower, asked in wanted.items() if asked)
+    if arguments.data and not towers:
+        raise ExportError("--data is what --int8-text and --int8-image are measured on: give one of these too.")
+    int8 = Int8(towers, *_pairs(arguments)) if towers else None
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     start = time.perf_counter()
@@ -118,7 +125,7 @@ def _pairs(arguments: Arguments) -> tuple[list[tuple[Image.Image, str]], str]:
     found = [(pair.image, pair.captions[0]) for pair in reader if pair.captions]
     if len(found) < 2:
         raise ExportError(f"--data {' '.join(arguments.data)} has {len(found)} readable pairs: R@1 needs two or more.")
-    return found, f"captions of {', '.join(PurePath(pattern).name for pattern in arguments.data)}"
+    return found, f"the pairs of {', '.join(PurePath(pattern).name for pattern in arguments.data)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

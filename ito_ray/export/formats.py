@@ -22,7 +22,7 @@ from ito_ray.export.checks import MANIFEST, read_manifest, write_manifest
 from ito_ray.export.hf_clip_folder import comparable_images, write_hf_clip
 from ito_ray.export.load import TEXT, load_encoder
 from ito_ray.export.onnx_folder import write_onnx
-from ito_ray.export.onnx_int8 import Int8Loss, add_int8_text
+from ito_ray.export.onnx_int8 import Int8Loss, Tower, add_int8
 from ito_ray.export.open_clip_folder import write_open_clip
 from ito_ray.export.parity import Encoder, FreshProcess, require_parity, take_reference
 from ito_ray.export.sentence_transformer import make_public
@@ -52,19 +52,24 @@ class Converted:
     max_abs_difference: float
     """Largest difference of an embedding's coordinate to the SentenceTransformer folder."""
     int8: Int8Loss | None = None
-    """What a text tower of 8 bits loses, if one was asked for."""
+    """What the towers of 8 bits lose, if any were asked for."""
 
 
 @dataclass(frozen=True)
-class Int8Text:
-    """That a text tower of 8 bits is wanted too, and what to measure it on."""
+class Int8:
+    """That towers of 8 bits are wanted too, and what to measure them on."""
 
+    towers: tuple[Tower, ...]
     pairs: Sequence[tuple[Image.Image, str]] = ()
     source: str = ""
     """Where the pairs are from."""
 
+    def __post_init__(self) -> None:
+        if "image" in self.towers and not self.pairs:
+            raise ExportError("--int8-image is measured on photographs: give shards of pairs with --data.")
 
-def convert(source: Path, to: Format, out: Path, encoder: Encoder, int8: Int8Text | None = None) -> Converted:
+
+def convert(source: Path, to: Format, out: Path, encoder: Encoder, int8: Int8 | None = None) -> Converted:
     """Write `source` as `to`, compare it in a process without ito_ray, and only then give it its name.
 
     Args:
@@ -80,7 +85,7 @@ def convert(source: Path, to: Format, out: Path, encoder: Encoder, int8: Int8Tex
     """
     source, out = source.resolve(), out.resolve()
     if int8 and to != "onnx":
-        raise ExportError(f"--int8-text is for --to onnx, not --to {to}: leave it out.")
+        raise ExportError(f"--int8-{int8.towers[0]} is for --to onnx, not --to {to}: leave it out.")
     _require_packages(to)
     _require_free(out, to)
     with FreshProcess(to) as fresh, _staged(out) as folder:
@@ -89,7 +94,7 @@ def convert(source: Path, to: Format, out: Path, encoder: Encoder, int8: Int8Tex
         write_origin(folder, read_origin(source))
         images = comparable_images(model.image.cfg.size) if to == "hf_clip" else ()
         difference = require_parity(folder, take_reference(model, encoder, forbidden={}, images=images), fresh)
-        loss = add_int8_text(folder, int8.pairs, int8.source) if int8 else None
+        loss = add_int8(folder, int8.towers, int8.pairs, int8.source) if int8 else None
         make_public(folder)
         files = write_manifest(folder, to)
     return Converted(out, files, difference, loss)

@@ -1,6 +1,6 @@
-"""The text graph of an ONNX folder once more with 8-bit weights, and what that costs in likeness and retrieval.
+"""Graphs of an ONNX folder once more with 8-bit weights, and what that costs in likeness and retrieval.
 
-onnxruntime's dynamic quantisation: weights of the matrix products and the token table as int8 with one scale a tensor,
+onnxruntime's dynamic quantisation: weights of the matrix products, and the token table, as int8 with a scale a channel;
 activations scaled anew in every call. https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
 
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from ito_ray.errors import ExportError
 from ito_ray.export.onnx_encoder import OnnxEncoder
 from ito_ray.export.sentence_transformer import write_json
 
-FILE = "text_int8.onnx"
+Tower = Literal["text", "image"]
 SUBJECTS = ("cat", "dog", "red car", "house by the sea", "bowl of fruit", "old man reading", "bridge at night", "tree")
 FRAMES = ("a photo of a {}", "{}", "a drawing of a {}, black and white", "two {}s, seen from above, with a lot of sky")
 SAMPLE = tuple(frame.format(subject) for frame in FRAMES for subject in SUBJECTS)
@@ -29,69 +30,77 @@ SAMPLE = tuple(frame.format(subject) for frame in FRAMES for subject in SUBJECTS
 
 
 @dataclass(frozen=True)
-class Int8Loss:
-    """Measured on the very files of the folder."""
+class TowerLoss:
+    """Of one tower's embeddings and file."""
 
-    texts: int
-    source: str
-    """Where the texts are from."""
+    inputs: int
     cosine_mean: float
     cosine_min: float
     float_bytes: int
     int8_bytes: int
+
+
+@dataclass(frozen=True)
+class Int8Loss:
+    """Measured on the very files of the folder."""
+
+    source: str
+    """Where the texts and images are from."""
+    towers: dict[str, TowerLoss]
     recall: dict[str, dict[str, float]] | None
-    """{"float" | "int8": {"image_to_text_r1", "text_to_image_r1"}} over the given pairs."""
+    """{"float" | "int8": {"image_to_text_r1", "text_to_image_r1"}} over the given pairs, all int8 towers in use."""
 
     def __str__(self) -> str:
-        """One line for people."""
-        size = f"{self.float_bytes / 1e6:.1f} → {self.int8_bytes / 1e6:.1f} MB"
-        line = (
-            f"int8 text tower: {size}, cosine to float {self.cosine_mean:.5f} on average and {self.cosine_min:.5f} at "
-            f"least, over {self.texts} {self.source}"
-        )
+        """A line for each tower and one for retrieval, for people."""
+        lines = [
+            f"int8 {name} tower: {one.float_bytes / 1e6:.1f} → {one.int8_bytes / 1e6:.1f} MB, cosine to float "
+            f"{one.cosine_mean:.5f} on average and {one.cosine_min:.5f} at least, over {one.inputs} of {self.source}"
+            for name, one in self.towers.items()
+        ]
         if self.recall:
             moves = (
                 f"{name.replace('_', ' ').replace(' r1', ' R@1')} {self.recall['float'][name]:.1%} → {value:.1%}"
                 for name, value in self.recall["int8"].items()
             )
-            line += f"; {', '.join(moves)}"
-        return line
+            lines.append(f"int8 retrieval: {', '.join(moves)}")
+        return "\n".join(lines)
 
 
-def add_int8_text(folder: Path, pairs: Sequence[tuple[Image.Image, str]] = (), source: str = "") -> Int8Loss:
-    """Write text_int8.onnx into an ONNX folder, measure it, and note both in its preprocess.json.
+def add_int8(
+    folder: Path, towers: Sequence[Tower], pairs: Sequence[tuple[Image.Image, str]] = (), source: str = ""
+) -> Int8Loss:
+    """Write text_int8.onnx and image_int8.onnx into an ONNX folder, measure them, note both in its preprocess.json.
 
     Args:
         folder: as `write_onnx` makes it.
-        pairs: images with a caption each: the captions are compared, and R@1 is measured among the pairs.
-        source: where they are from, for the record; without pairs, sentences that are built in are compared.
+        towers: which.
+        pairs: images with a caption each: both are compared, and R@1 is measured among the pairs. Without, the text
+            tower is compared on sentences that are built in; the image tower needs pairs.
+        source: where they are from, for the record.
 
     Raises:
-        ExportError: onnxruntime cannot quantise this tower.
+        ExportError: a tower that cannot be quantised, or gets no smaller.
     """
-    _quantise(folder / "text.onnx", folder / FILE)
-    described = json.loads((folder / "preprocess.json").read_text("utf-8"))
-    described["text"]["int8_file"] = FILE
+    assert pairs or "image" not in towers
+    described: dict[str, Any] = json.loads((folder / "preprocess.json").read_text("utf-8"))
+    for tower in towers:
+        described[tower]["int8_file"] = f"{tower}_int8.onnx"
+        _quantise(folder / described[tower]["file"], folder / described[tower]["int8_file"])
     write_json(folder / "preprocess.json", described)
+    whole = OnnxEncoder(folder)
+    small = OnnxEncoder(folder, int8_text="text" in towers, int8_image="image" in towers)
     texts = [caption for _, caption in pairs] or list(SAMPLE)
-    both = {"float": OnnxEncoder(folder), "int8": OnnxEncoder(folder, int8_text=True)}
-    text_ND = {name: _in_batches(encoder, texts) for name, encoder in both.items()}
-    cosine_N = (text_ND["float"] * text_ND["int8"]).sum(1)
-    recall = None
-    if pairs:
-        image_ND = np.concatenate([both["float"].encode_images([image]) for image, _ in pairs])
-        recall = {name: _recall(image_ND, one_ND) for name, one_ND in text_ND.items()}
+    images = [image for image, _ in pairs]
+    embedded = {
+        name: {"text": _in_batches(encoder.encode_texts, texts), "image": _in_batches(encoder.encode_images, images)}
+        for name, encoder in (("float", whole), ("int8", small))
+    }
     loss = Int8Loss(
-        texts=len(texts),
-        source=source if pairs else "built-in sentences",
-        cosine_mean=float(cosine_N.mean()),
-        cosine_min=float(cosine_N.min()),
-        float_bytes=(folder / "text.onnx").stat().st_size,
-        int8_bytes=(folder / FILE).stat().st_size,
-        recall=recall,
+        source=source if pairs else "the built-in sentences",
+        towers={tower: _loss(folder, described[tower], *(one[tower] for one in embedded.values())) for tower in towers},
+        recall={name: _recall(one["image"], one["text"]) for name, one in embedded.items()} if pairs else None,
     )
-    described["text"]["int8_measured"] = asdict(loss)
-    write_json(folder / "preprocess.json", described)
+    write_json(folder / "preprocess.json", {**described, "int8_measured": asdict(loss)})
     return loss
 
 
@@ -110,20 +119,40 @@ def _quantise(source: Path, target: Path) -> None:
             onnx.save(graph, str(bare))
             quant_pre_process(bare, prepared, skip_symbolic_shape=True)
             quantize_dynamic(
-                prepared, target, op_types_to_quantize=["MatMul", "Gemm", "Gather"], weight_type=QuantType.QInt8
+                prepared,
+                target,
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
             )
     except Exception as error:
         raise ExportError(
-            f"onnxruntime cannot write the text tower with int8 weights ({type(error).__name__}: {error}): export "
-            "without --int8-text."
+            f"onnxruntime cannot write {source.name} with int8 weights ({type(error).__name__}: {error}): export "
+            f"without --int8-{source.stem}."
         ) from error
     finally:
         logging.disable(level)
+    if target.stat().st_size > 0.9 * source.stat().st_size:
+        raise ExportError(
+            f"{source.name} does not get smaller with int8 weights: it is made of convolutions, which stay as they "
+            f"are. Export without --int8-{source.stem}."
+        )
 
 
-def _in_batches(encoder: OnnxEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
-    parts = [encoder.encode_texts(texts[start : start + 32]) for start in range(0, len(texts), 32)]
-    whole: NDArray[np.float32] = np.concatenate(parts)
+def _loss(folder: Path, described: dict[str, Any], whole_ND: NDArray[np.float32], small_ND: Any) -> TowerLoss:
+    cosine_N = (whole_ND * small_ND).sum(1)
+    return TowerLoss(
+        inputs=len(cosine_N),
+        cosine_mean=float(cosine_N.mean()),
+        cosine_min=float(cosine_N.min()),
+        float_bytes=(folder / described["file"]).stat().st_size,
+        int8_bytes=(folder / described["int8_file"]).stat().st_size,
+    )
+
+
+def _in_batches(encode: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
+    parts = [encode(inputs[start : start + 32]) for start in range(0, len(inputs), 32)]
+    whole: NDArray[np.float32] = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     return whole
 
 

@@ -39,7 +39,7 @@ def test_different_embeddings_are_refused() -> None:
     runs = {name: _constant(0.5) for name in PROGRAMS}
     check_embeddings(Programs({"image": runs}, {}))
     with pytest.raises(RuntimeError, match=r"image: ONNX folder, onnxruntime is off OpenCLIP's embeddings by 0\.1"):
-        check_embeddings(Programs({"image": {**runs, "onnx": _constant(0.6)}}, {}))
+        check_embeddings(Programs({"image": {**runs, "onnx": _constant(0.6), "onnx_int8": _constant(0.55)}}, {}))
 
 
 def test_ratios_add_both_towers_of_one_repeat() -> None:
@@ -47,8 +47,8 @@ def test_ratios_add_both_towers_of_one_repeat() -> None:
     text = Seconds(wall=(2.0, 2.0, 2.0), cpu=(1.0, 1.0, 1.0))
     slow = dataclasses.replace(base, wall=(4.0, 10.0, 6.0))
     works = {
-        "image": {"open_clip": base, "torch": base, "onnx": slow},
-        "text": {"open_clip": text, "torch": text, "onnx": text},
+        "image": {"open_clip": base, "torch": base, "onnx": slow, "onnx_int8": base},
+        "text": {"open_clip": text, "torch": text, "onnx": text, "onnx_int8": base},
     }
     found = {**works, "images as used": works["image"], "texts as used": works["text"]}
     fields = summary(found, {"open_clip": 100, "torch": 100})

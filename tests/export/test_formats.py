@@ -217,7 +217,9 @@ def test_options_of_other_formats_are_refused(clip: Made, tmp_path: Path, capsys
     assert main([*command, "hf_clip", "--int8-text"]) == 2
     assert "--int8-text is for --to onnx, not --to hf_clip" in capsys.readouterr().err
     assert main([*command, "onnx", "--data", "x.tar"]) == 2
-    assert "--data is what --int8-text is measured on" in capsys.readouterr().err
+    assert "--data is what --int8-text and --int8-image are measured on" in capsys.readouterr().err
+    assert main([*command, "onnx", "--int8-image"]) == 2
+    assert "--int8-image is measured on photographs" in capsys.readouterr().err
     assert main([*command, "onnx", "--int8-text", "--data", str(tmp_path / "none.tar")]) == 2
     assert "--data" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -307,19 +309,19 @@ def _shard(path: Path) -> Path:
 
 def _assert_int8_is_measured(out: Path, printed: str) -> None:
     """What is written down is what the two files give."""
-    described = json.loads((out / "preprocess.json").read_text())["text"]
-    measured = described["int8_measured"]
+    described = json.loads((out / "preprocess.json").read_text())
+    measured = described["int8_measured"]["towers"]["text"]
     whole, small = (OnnxEncoder(out, int8_text=small).encode_texts(CAPTIONS) for small in (False, True))
     cosine_N = (whole * small).sum(1)
-    assert measured["texts"] == len(CAPTIONS)
+    assert measured["inputs"] == len(CAPTIONS)
     assert measured["cosine_mean"] == pytest.approx(cosine_N.mean(), abs=1e-6)
     assert measured["cosine_min"] == pytest.approx(cosine_N.min(), abs=1e-6)
     assert 0.9 < measured["cosine_min"] < 1
-    assert measured["int8_bytes"] == (out / described["int8_file"]).stat().st_size < measured["float_bytes"]
+    assert measured["int8_bytes"] == (out / described["text"]["int8_file"]).stat().st_size < measured["float_bytes"]
     images = OnnxEncoder(out).encode_images(probe_images()[: len(CAPTIONS)])
     right = ((images @ small.T).argmax(1) == np.arange(len(CAPTIONS))).mean()
-    assert measured["recall"]["int8"]["image_to_text_r1"] == right
-    assert "captions of pairs.tar" in printed and "R@1" in printed and "cosine to float 0.9" in printed
+    assert described["int8_measured"]["recall"]["int8"]["image_to_text_r1"] == right
+    assert "the pairs of pairs.tar" in printed and "R@1" in printed and "cosine to float 0.9" in printed
 
 
 @pytest.mark.slow
