@@ -52,6 +52,8 @@ class Training:
     """By reason."""
     sources: dict[str, dict[str, float]]
     """The numbers of each source: read = delivered + dropped/… + pending."""
+    git: str = ""
+    """The code that trained, whatever the code is that exports it again."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _train(
         sum(one.delivered for one in accounts),
         dict(sum((Counter(one.dropped) for one in accounts), Counter())),
         {name: account.metrics() for name, account in trained.accounts.items()},
+        git_commit(),
     )
     record.write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
     return trained.checkpoint, training
@@ -237,7 +240,7 @@ def _origin(cfg: Config, recipe: str, training: Training, report: Report, digest
         data_pairs_read=training.rows_delivered,
         recipe=recipe,
         training=training_facts(cfg),
-        git=git_commit(),
+        git=training.git or None,
         evaluated_on=", ".join(map(public_name, (*cfg.data.heldout, *cfg.eval.zero_shot))) or None,
         metrics=report.metrics(),
         intervals=report.intervals,

@@ -20,6 +20,7 @@ import binascii
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class ImageTextEncoder(PythonModel):
         self.max_bytes = int(config["max_image_bytes"])
         self.max_pixels = int(config["max_image_pixels"])
         self.max_characters = int(config["max_text_characters"])
+        self.encoding = threading.Lock()
         folder = Path(context.artifacts["encoder"])
         check_files(folder)
         bars = transformers_logging.is_progress_bar_enabled()
@@ -125,13 +127,16 @@ class ImageTextEncoder(PythonModel):
         answer = _Answer(len(model_input))
         texts, images = self._split(model_input, answer)
         if texts:
-            inputs = [{"text": text} for text in texts.values()]
-            vectors = self.encoder.encode(inputs, batch_size=batch, show_progress_bar=False)
+            vectors = self._encode([{"text": text} for text in texts.values()], batch)
             answer.put("text", list(texts), vectors)
         for rows, pictures in self._batches(images, batch, answer):
-            vectors = self.encoder.encode(list(pictures), batch_size=batch, show_progress_bar=False)
-            answer.put("image", rows, vectors)
+            answer.put("image", rows, self._encode(list(pictures), batch))
         return answer.table(model_input.index)
+
+    def _encode(self, inputs: list[Any], batch: int) -> Any:
+        """One at a time: a server answers in threads, and a tokenizer must not be set up in two of them at once."""
+        with self.encoding:
+            return self.encoder.encode(inputs, batch_size=batch, show_progress_bar=False)
 
     def _split(self, table: pd.DataFrame, answer: _Answer) -> tuple[dict[int, str], dict[int, bytes]]:
         """Rows with a text and rows with an image; an empty image is no value, nor is "" beside one."""

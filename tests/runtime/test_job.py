@@ -21,10 +21,12 @@ from ito_ray.data.position import Position, members
 from ito_ray.data.rows import read_piece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.encoder import FolderEncoder
+from ito_ray.export.card import read_origin
+from ito_ray.export.checks import check_manifest
 from ito_ray.runtime import job, trainer
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.preflight import plan_data
-from ito_ray.tracking.registry import load
+from ito_ray.tracking.registry import download, load
 from ito_ray.training.state import read_state
 from tests.data.makers import picture, write_tar
 from tests.runtime.shards import sample, small_config
@@ -72,6 +74,7 @@ def test_the_job_from_shards_to_registry(tmp_path: Path) -> None:
     assert {f"evaluation/{name}" for name in ("index.html", "gallery.png", "map.png")} <= pictures
 
     _the_registered_model_is_the_trained_one(outcome)
+    _its_card_says_what_the_run_measured(cfg, outcome)
     _running_again_changes_nothing(cfg, outcome)
     with pytest.raises(ConfigError, match=r"model\.embed_dim=32"):
         _run(overlay(cfg, {"model": {"embed_dim": 32}}, source="test"))
@@ -86,6 +89,17 @@ def _the_registered_model_is_the_trained_one(outcome: job.Outcome) -> None:
     np.testing.assert_allclose(by_text, folder.encode_texts(texts), atol=1e-6)
     assert by_image.shape == by_text.shape
     assert outcome.verified.max_abs_difference <= 1e-5
+
+
+def _its_card_says_what_the_run_measured(cfg: Config, outcome: job.Outcome) -> None:
+    known = read_origin(download(outcome.registered.uri, outcome.run.store))
+    assert known.metrics == outcome.report.metrics()
+    assert (known.recipe, known.training["steps"]) == ("test", "20 of 16 pairs")
+    assert known.data_pairs_read == outcome.training.rows_delivered
+    assert known.data_licence is None
+    assert cfg.output not in (outcome.encoder / "README.md").read_text()
+    assert "| licence | unknown |" in (outcome.encoder / "README.md").read_text()
+    assert check_manifest(outcome.encoder) == "sentence_transformer"
 
 
 def _running_again_changes_nothing(cfg: Config, outcome: job.Outcome) -> None:

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +160,9 @@ def test_the_server_answers_row_by_row_and_lives_on(registered: Registered, clie
     def assert_alive() -> None:
         np.testing.assert_allclose(_embeddings(client.rows(good, seen)), expected_ND, atol=1e-5)
 
-    assert_alive()  # rows of both kinds, each with its own key only
+    with ThreadPoolExecutor(8) as pool:  # rows of both kinds, each with its own key only; many requests at once
+        for answer in pool.map(lambda _: client.rows(good, seen), range(16)):
+            np.testing.assert_allclose(_embeddings(answer), expected_ND, atol=1e-5)
     np.testing.assert_allclose(_embeddings(client.rows(good)), expected_ND[:1], atol=1e-5)
     np.testing.assert_allclose(_embeddings(client.rows(seen)), expected_ND[1:], atol=1e-5)
     split = {"columns": ["text", "image"], "data": [[None, seen["image"]], [good["text"], None], [good["text"], ""]]}
