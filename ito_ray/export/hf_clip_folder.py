@@ -49,7 +49,7 @@ print(answer.logits_per_image.softmax(-1))
 
 `backend="pil"` resizes as in training; without it transformers takes torchvision, whose pixels differ a little. Both
 cut the middle square one pixel off that of training where the number of pixels cut away has a remainder of 3 when
-divided by 4. `SentenceTransformer(folder)` loads this folder too.
+divided by 4.
 """
 
 

@@ -156,7 +156,7 @@ def test_open_clip_encodes_the_same_at_an_odd_size(clip: Made, tmp_path: Path) -
     assert torch.equal(model.logit_scale, made.model.logit_scale)
 
 
-def test_hf_clip_encodes_the_same_and_so_does_sentence_transformers_on_its_folder(clip: Made, tmp_path: Path) -> None:
+def test_hf_clip_encodes_the_same_through_its_processor(clip: Made, tmp_path: Path) -> None:
     write_hf_clip(load_encoder(clip.folder), clip.tokenizer, tmp_path)
     model: Any = CLIPModel.from_pretrained(tmp_path, local_files_only=True)
     processor: Any = AutoProcessor.from_pretrained(tmp_path, local_files_only=True, backend="pil")
