@@ -118,6 +118,26 @@ def test_base64_and_bytes_are_the_same_image(encoder: Any) -> None:
     assert answer["embedding"][0] == answer["embedding"][1] == answer["embedding"][2]
 
 
+def test_damaged_files_never_cost_another_row(encoder: Any) -> None:
+    rng = np.random.default_rng(0)
+    whole = probe_images()[1].resize((24, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = []
+    for kind in ("JPEG", "PNG", "WEBP"):
+        buffer = io.BytesIO()
+        whole.save(buffer, kind, exif=exif)
+        for _ in range(60):
+            data = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+            where = rng.integers(0, len(data) if rng.random() < 0.5 else 80, 6)
+            data[where] = rng.integers(0, 256, 6)
+            files.append(data.tobytes())
+    answer = encoder.predict(None, pd.DataFrame({"image": [*files, png(whole)]}))
+    failed = answer["embedding"].isna()
+    assert (failed == answer["error"].notna()).all()
+    assert 20 < failed.sum() < len(files) and not failed.iloc[-1]
+
+
 def test_a_folder_that_is_not_as_registered_is_not_loaded(made: Exported, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made.folder, tmp_path / "copy"))
     weights = folder / "text_2_Dense" / "model.safetensors"

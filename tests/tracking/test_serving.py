@@ -43,7 +43,7 @@ answer = model.predict(pandas.DataFrame({"text": ["a photo of a red bird", None]
 assert answer["error"].isna().all() and answer["modality"].tolist() == ["text", "image"]
 numpy.save(sys.argv[3], numpy.array(answer["embedding"].tolist()), allow_pickle=False)
 """
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 class Registered(NamedTuple):
