@@ -43,7 +43,7 @@ from ito_ray.data.tokens import clip_tokenizer
 from ito_ray.export.onnx_encoder import OnnxEncoder
 from ito_ray.export.onnx_folder import write_onnx
 from ito_ray.export.onnx_int8 import add_int8
-from ito_ray.export.sentence_transformer import export_sentence_transformer
+from ito_ray.export.sentence_transformer import export_sentence_transformer, quiet
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.open_clip import open_clip_config, to_open_clip
 
@@ -102,7 +102,8 @@ def build(backbone: str, batch: int, threads: int, scratch: Path) -> Programs:
 
     from sentence_transformers import SentenceTransformer
 
-    stock = SentenceTransformer(str(scratch / "sentence_transformer"), device="cpu", local_files_only=True).eval()
+    with quiet():
+        stock = SentenceTransformer(str(scratch / "sentence_transformer"), device="cpu", local_files_only=True).eval()
     texts = captions(batch, seed=0)
     pictures = _pictures(batch)
     add_int8(scratch / "onnx", ("text", "image"), list(zip(pictures, texts, strict=True)), "the benchmark")
