@@ -40,7 +40,7 @@ def connect(*, verbose: bool) -> None:
         environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
         ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
         return
-    # Its processes inherit our environment. As a runtime_env each would first start a Python to set it, a second of CPU.
+    # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
     ray.init(
         address="local",

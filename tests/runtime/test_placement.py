@@ -1,4 +1,4 @@
-"""Data tasks and ranks are on the nodes that `data.node_labels` and `train.node_labels` ask for, in a cluster of two."""
+"""Data tasks and ranks are where `data.node_labels` and `train.node_labels` ask for, in a cluster of two nodes."""
 
 from __future__ import annotations
 
