@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +28,9 @@ from ito_ray.runtime.trainer import execution_options, start_monitor
 from tests.runtime.shards import caption, small_config
 
 
-def _config(folder: Path, pool: str) -> Config:
+def _config(folder: Path, pool: str, **train: Any) -> Config:
     """Pictures large enough that Ray puts the blocks into an object store, which small ones never see."""
-    return small_config(folder, data={"node_labels": {"pool": pool}}, model={"image": {"size": 64}})
+    return small_config(folder, data={"node_labels": {"pool": pool}}, model={"image": {"size": 64}}, train=train)
 
 
 def blocks_by_pool(cfg: Config, tokenizer: TokenizerFiles, pools: dict[str, str]) -> dict[str, int]:
@@ -66,13 +68,19 @@ def node_of_rank(cfg: Config, tokenizer: TokenizerFiles) -> str:
 def main(folder: Path) -> None:
     """Blocks by pool, and the rank's pool, asking for one node, then for the other: neither is chosen by chance."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "labels": {"pool": "train"}})
-    cluster.add_node(num_cpus=1, labels={"pool": "data"}, object_store_memory=100 << 20)
     ray.init(address=cluster.address, log_to_driver=False)
+    late = _config(folder, "data", wait_minutes=3)
+    with pytest.raises(ClusterError, match=r"on none of the cluster's 1 nodes .* --train.wait-minutes 15 waits"):
+        require_resources(_config(folder, "data"))
+    with ThreadPoolExecutor(1) as pool_of_one:
+        waiting = pool_of_one.submit(require_resources, late)
+        time.sleep(1)
+        assert not waiting.done(), "it waits for the node that comes next"
+        cluster.add_node(num_cpus=1, labels={"pool": "data"}, object_store_memory=100 << 20)
+        waiting.result(120)
     pools = {node["NodeID"]: node["Labels"]["pool"] for node in ray.nodes()}
     train_wordpiece((caption(number) for number in range(96)), 80, 12).save_pretrained(folder / "tokenizer")
     tokenizer = TokenizerFiles.read(folder / "tokenizer")
-    with pytest.raises(ClusterError, match="on none of the cluster's 2 nodes with CPUs"):
-        require_resources(_config(folder, "gpu"))
     blocks, ranks = {}, {}
     for pool in ("train", "data"):
         cfg = _config(folder, pool)
