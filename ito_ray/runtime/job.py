@@ -52,8 +52,9 @@ class Training:
     """By reason."""
     sources: dict[str, dict[str, float]]
     """The numbers of each source: read = delivered + dropped/… + pending."""
+    recipe: str = ""
     git: str = ""
-    """The code that trained, whatever the code is that exports it again."""
+    """Recipe and code that trained, whatever exports the model again."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
 
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
-            newest, training = _train(cfg, data, folder, tracked, stages)
+            newest, training = _train(cfg, recipe, data, folder, tracked, stages)
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
             verified = _export(encoder, tokenizer, newest, folder)
             stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
@@ -108,7 +109,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 thumbnail=THUMBNAIL,
             )
             page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
-            verified = with_origin(verified, _origin(cfg, recipe, training, report, identity.digest))
+            verified = with_origin(verified, _origin(cfg, training, report, identity.digest))
         with stages.stage("Register the encoder"):
             registered = _register(cfg, verified, report, tracked, identity.digest)
             stages.say(f"{registered.uri} is version {registered.version}")
@@ -140,7 +141,7 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
 
 
 def _train(
-    cfg: Config, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
+    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
 ) -> tuple[Path, Training]:
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
@@ -173,6 +174,7 @@ def _train(
         sum(one.delivered for one in accounts),
         dict(sum((Counter(one.dropped) for one in accounts), Counter())),
         {name: account.metrics() for name, account in trained.accounts.items()},
+        recipe,
         git_commit(),
     )
     record.write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
@@ -230,7 +232,7 @@ def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: Tracke
     return page
 
 
-def _origin(cfg: Config, recipe: str, training: Training, report: Report, digest: str) -> Origin:
+def _origin(cfg: Config, training: Training, report: Report, digest: str) -> Origin:
     """What the model card says of this run."""
     device = "GPU" if cfg.train.gpu else "CPU"
     return Origin(
@@ -238,7 +240,7 @@ def _origin(cfg: Config, recipe: str, training: Training, report: Report, digest
         data_digest=digest,
         data_licence=cfg.data.licence or None,
         data_pairs_read=training.rows_delivered,
-        recipe=recipe,
+        recipe=training.recipe or None,
         training=training_facts(cfg),
         git=training.git or None,
         evaluated_on=", ".join(map(public_name, (*cfg.data.heldout, *cfg.eval.zero_shot))) or None,
