@@ -141,7 +141,7 @@ def query(options: Query, console: Console) -> None:
         from ito_ray.search.page import write_page
 
         try:
-            write_page(options.page, _page(options, picture, hits, note))
+            write_page(options.page, _page(options, index, picture, hits, note))
         except OSError as error:
             raise ConfigError(f"--page {options.page} cannot be written: {error}.") from error
         console.print(f"Page  {options.page}", soft_wrap=True, markup=False)
@@ -183,13 +183,13 @@ def _read_picture(options: Query) -> Any:
         raise DataError(f"--image {options.image}: {error.reason} ({error.detail}): give another picture.") from error
 
 
-def _page(options: Query, picture: Any, hits: Sequence[Hit], note: str) -> Page:
+def _page(options: Query, index: Index, picture: Any, hits: Sequence[Hit], note: str) -> Page:
     from ito_ray.embeddings.unit import make_thumbnail
     from ito_ray.search.page import Page, data_uri
 
     note = f"{note}, the most similar first; the number is the cosine."
     if picture is None:
-        return Page(f"“{options.text}”", note, hits)
+        return Page(f"“{options.text}”", note, hits, index.kind)
     shown = data_uri(make_thumbnail(picture, 224))
     return Page(
         "Pictures like this one", note, hits, picture=shown, caption=options.image.name if options.image else ""

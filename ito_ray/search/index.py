@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -95,6 +96,12 @@ class Index:
     def __len__(self) -> int:
         return int(self.facts["rows"])
 
+    @property
+    def kind(self) -> Kind:
+        """Of its vectors."""
+        kind: Kind = self.facts["kind"]
+        return kind
+
     def check(self, model: Model) -> None:
         """Raises ConfigError unless the vectors come from this very model."""
         if model.checksum != self.model["sha256"]:
@@ -127,14 +134,11 @@ class Index:
         """(Q, top) rows and their similarities."""
         if self._matrix is not None:
             kind = self._library.MetricKind.IP
-            # With one query usearch gives flat answers: two are asked for, or one twice.
-            query = np.repeat(query_QD, 2, axis=0) if len(query_QD) == 1 else query_QD
-            found = self._library.search(self._matrix, query.astype(self._matrix.dtype), top, kind, exact=True)
+            found = self._library.search(self._matrix, query_QD.astype(self._matrix.dtype), top, kind, exact=True)
         else:
-            query = np.repeat(query_QD, 2, axis=0) if len(query_QD) == 1 else query_QD
-            found = self._graph.search(query, top, exact=exact)
-        number = len(query_QD)
-        return found.keys[:number].astype(np.int64), 1 - found.distances[:number]
+            found = self._graph.search(query_QD, top, exact=exact)
+        shape = (len(query_QD), -1)  # usearch gives a flat answer for one query
+        return found.keys.reshape(shape).astype(np.int64), 1 - found.distances.reshape(shape)
 
     def measure(self) -> tuple[float, float]:
         """(recall@10 against exact search, milliseconds of one search), over rows of the index drawn at random."""
@@ -200,7 +204,7 @@ def build(
         built = Path(scratch, "built")
         built.mkdir()
         graph = None if total <= exact_up_to else library.Index(ndim=width, metric="ip", dtype=_SCALARS[dtype.name])
-        matrix = None if graph else np.lib.format.open_memmap(built / EXACT, "w+", dtype, (total, width))
+        matrix = np.lib.format.open_memmap(built / EXACT, "w+", dtype, (total, width)) if graph is None else None
         done = 0
         with pa.OSFile(str(built / ROWS), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
             for rows, vector_ND in _of(_read(embeddings, manifest, kind)):
@@ -267,7 +271,7 @@ def _read(embeddings: Path, manifest: dict[str, Any], kind: Kind) -> Iterator[tu
                 )
             for batch in file.iter_batches(_ROWS_AT_ONCE):
                 table = pa.Table.from_batches([batch])
-                table = table.filter(pa.compute.equal(table["kind"], kind))
+                table = table.filter(pc.equal(table["kind"], kind))
                 yield _columns(table), _matrix(table["embedding"])
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(f"{path} cannot be read ({error}): embed again.") from error

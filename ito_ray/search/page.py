@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ito_ray.search.index import Entry, Hit
+from ito_ray.search.index import Entry, Hit, Kind
 
 LONGEST_QUERY = 300
 """Characters; text towers take some 77 tokens."""
@@ -24,6 +24,7 @@ class Page:
     note: str
     """What was searched, and how fast."""
     hits: Sequence[Hit] = ()
+    kind: Kind = "image"
     text: str = ""
     """In the search box."""
     picture: str = ""

@@ -63,7 +63,7 @@ class SearchServer(ThreadingHTTPServer):
         self.index, self.encoder, self.top = index, encoder, top
         self.turn = threading.Lock()
         """The encoder takes one query at a time."""
-        self.heading = f"{len(index):,} {'pictures' if index.facts['kind'] == 'image' else 'texts'}"
+        self.heading = f"{len(index):,} {'pictures' if index.kind == 'image' else 'texts'}"
         self.examples = _examples(index)
         self.local_only = _is_loopback(host)
         try:
@@ -100,7 +100,7 @@ class SearchServer(ThreadingHTTPServer):
         note = (
             f"{len(hits)} of {len(self.index):,}, the most similar first, in {_ms(started)}; the number is the cosine."
         )
-        return Page(self.heading, note, hits, text=text, live=True)
+        return Page(self.heading, note, hits, self.index.kind, text=text, live=True)
 
     def _similar(self, row: int) -> Page:
         started = time.perf_counter()
@@ -111,7 +111,8 @@ class SearchServer(ThreadingHTTPServer):
             f"{len(others)} of {len(self.index):,} that resemble it most, in {_ms(started)}; the number is the cosine."
         )
         picture = f"/picture/{row}" if entry.thumbnail else ""
-        return Page(self.heading, note, others, picture=picture, caption=entry.caption or entry.key, live=True)
+        caption = entry.caption or entry.key
+        return Page(self.heading, note, others, self.index.kind, picture=picture, caption=caption, live=True)
 
     def row(self, text: str) -> int:
         """A row of the index. Raises _Refused."""
