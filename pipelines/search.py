@@ -191,9 +191,8 @@ def _page(options: Query, index: Index, picture: Any, hits: Sequence[Hit], note:
     if picture is None:
         return Page(f"“{options.text}”", note, hits, index.kind)
     shown = data_uri(make_thumbnail(picture, 224))
-    return Page(
-        "Pictures like this one", note, hits, picture=shown, caption=options.image.name if options.image else ""
-    )
+    caption = options.image.name if options.image else ""
+    return Page("Like this picture", note, hits, index.kind, picture=shown, caption=caption)
 
 
 def _table(hits: Sequence[Hit]) -> Table:

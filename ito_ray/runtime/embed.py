@@ -13,11 +13,13 @@ from typing import Any, cast
 import numpy as np
 import ray
 import ray.data
+import torch
 from rich.console import Console
 
 from ito_ray.embeddings.job import Job
 from ito_ray.embeddings.model import on_this_machine, read_files
 from ito_ray.errors import ClusterError
+from ito_ray.evaluation.encoder import FolderEncoder
 from ito_ray.runtime.cluster import connect, user_mistake
 from ito_ray.runtime.console import PLAIN_LINE_EVERY_SECONDS, progress_line
 from ito_ray.runtime.prepare import MOST_TASKS
@@ -106,10 +108,6 @@ class _Embedder:
     """The actor."""
 
     def __init__(self, job: Job, files: Any, share: _Share, batch: int) -> None:
-        import torch  # the driver and Ray's own actors import this module and need none of it
-
-        from ito_ray.evaluation.encoder import FolderEncoder
-
         torch.set_num_threads(share.cpus)
         device = "cuda" if share.gpus else "cpu"
         with on_this_machine(job.model, None if files is None else ray.get(files[0])) as folder:

@@ -34,7 +34,8 @@ EXACT_UP_TO = 1_000_000
 MANIFEST = "manifest.json"
 """Of pipelines.embed."""
 Kind = Literal["image", "text"]
-Vectors = NDArray[np.float32] | NDArray[np.float16]
+Vectors = NDArray[Any]
+"""float32 or float16."""
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string()), ("caption", pa.string()), ("thumbnail", pa.binary())]
 )
@@ -203,7 +204,9 @@ def build(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         built = Path(scratch, "built")
         built.mkdir()
-        graph = None if total <= exact_up_to else library.Index(ndim=width, metric="ip", dtype=_SCALARS[dtype.name])
+        graph: Any = (
+            None if total <= exact_up_to else library.Index(ndim=width, metric="ip", dtype=_SCALARS[dtype.name])
+        )
         matrix = np.lib.format.open_memmap(built / EXACT, "w+", dtype, (total, width)) if graph is None else None
         done = 0
         with pa.OSFile(str(built / ROWS), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:

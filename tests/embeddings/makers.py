@@ -29,8 +29,9 @@ class HashEncoder:
 
     name = "hash"
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         self.largest = 0
+        self.width = width
 
     def encode_images(self, images: Sequence[Image.Image]) -> Embeddings:
         self.largest = max(self.largest, len(images))
@@ -41,7 +42,7 @@ class HashEncoder:
 
     def _vector(self, content: bytes) -> Embeddings:
         seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-        vector = np.random.default_rng(seed).standard_normal(WIDTH).astype(np.float32)
+        vector = np.random.default_rng(seed).standard_normal(self.width).astype(np.float32)
         return vector / np.linalg.norm(vector)
 
 

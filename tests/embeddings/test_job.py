@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ito_ray.data import rows as rows_module
 from ito_ray.data.decode import decode_rgb
-from ito_ray.data.shards import public_url
+from ito_ray.data.shards import open_shard, public_url
 from ito_ray.embeddings import inputs, job
 from ito_ray.errors import DataError
 from tests.data.makers import good_tar, picture, write_tar
@@ -203,15 +202,14 @@ def test_large_shards_are_cut_and_nothing_is_lost(tmp_path: Path, monkeypatch: p
 
 def test_a_store_that_failed_is_asked_again(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "straight", shards)
-    real = rows_module.open_shard
     with monkeypatch.context() as patch:
 
         def failing(url: str) -> Any:
             if url.endswith("2.tar"):
                 raise PermissionError(13, "closed")
-            return real(url)
+            return open_shard(url)
 
-        patch.setattr(rows_module, "open_shard", failing)
+        patch.setattr("ito_ray.data.rows.open_shard", failing)
         manifest = run(tmp_path / "out", shards)
         assert manifest["dropped"]["shard_unreadable"] >= 1
         assert manifest["read"] == manifest["embedded"] + sum(manifest["dropped"].values())

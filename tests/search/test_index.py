@@ -12,7 +12,8 @@ import pytest
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.search import index as index_module
 from ito_ray.search.index import Index, build
-from tests.embeddings.makers import HashEncoder, model, table, vectors
+from tests.data.makers import write_tar
+from tests.embeddings.makers import HashEncoder, model, run, table, vectors
 from tests.search.makers import make_index, write_embeddings
 
 
@@ -51,12 +52,16 @@ def test_a_graph_says_its_recall(tmp_path: Path) -> None:
 
 
 def test_a_poor_graph_is_searched_wider(tmp_path: Path) -> None:
-    index = build(write_embeddings(tmp_path, 300, thumbnail=0), tmp_path / "index", exact_up_to=0)
+    captions = [f"text number {n}" for n in range(3000)]
+    write_tar(tmp_path / "a.tar", [("a", {"json": json.dumps({"captions": captions}).encode()})])
+    run(tmp_path / "embeddings", tmp_path / "a.tar", what="text", encoder=HashEncoder(48))
+    index = build(tmp_path / "embeddings", tmp_path / "index", exact_up_to=0)
     index._graph.expansion_search = 1
     poor, _ = index.measure()
     better, _ = index.widen()
     assert poor < 0.95 <= better
     assert index.expansion is not None and index.expansion > 1
+    assert Index(tmp_path / "index").facts["recall_at_10"] >= 0.95
 
 
 def test_texts_are_searched_when_asked_for(tmp_path: Path) -> None:
