@@ -50,9 +50,11 @@ def model(tmp: Path, checksum: str = "a" * 64) -> Model:
     return Model("models:/m@champion", "3", tmp, checksum, {"model.safetensors": "b" * 64}, None)
 
 
-def open_(out: Path, *data: Path | str, checksum: str = "a" * 64, **changes: Any) -> Job | dict[str, Any]:
+def open_(
+    out: Path, *data: Path | str, checksum: str = "a" * 64, made_by: Model | None = None, **changes: Any
+) -> Job | dict[str, Any]:
     spec = dataclasses.replace(SPEC, **changes)
-    return open_job(out, tuple(map(str, data)), ColumnsConfig(), spec, model(out, checksum))
+    return open_job(out, tuple(map(str, data)), ColumnsConfig(), spec, made_by or model(out, checksum))
 
 
 def run(

@@ -17,6 +17,7 @@ def test_pictures_are_inside_and_texts_are_escaped(tmp_path: Path) -> None:
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 2, "the query and the caption of k007"
     sources = re.findall(r'(?:src|href|action)="([^"]*)"', html)
+    assert sources.pop(0) == "data:,", "no icon is asked for"
     assert len(sources) == 30 and all(source.startswith("data:image/webp;base64,") for source in sources)
     assert all(f"<code>k{n:03d}</code>" in html for n in range(30))
     assert html.count("<code>part-0.tar</code>") == 15

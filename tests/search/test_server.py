@@ -93,7 +93,7 @@ def test_texts_of_people_and_of_data_are_escaped(server: SearchServer, index: In
         ("/picture/99999999999999999999", 404, "no such row"),
         ("/etc/passwd", 404, "no such page"),
         ("/?" + "&".join(f"a{n}=1" for n in range(20)), 400, "cannot be understood"),
-        ("http://169.254.169.254/latest", 404, "no such page"),
+        ("http://169.254.169.254/latest", 403, "localhost only"),
     ],
 )
 def test_requests_that_are_refused(server: SearchServer, path: str, status: int, said: str) -> None:
