@@ -55,11 +55,20 @@ class Inputs:
         return public_url(piece.url) + (f", part {piece.part} of {piece.parts}" if piece.parts > 1 else "")
 
     def read(self, unit: int) -> list[Row]:
-        """Rows of a unit in their order, bad ones with their reason; a store that fails gives bad rows too."""
+        """Rows of a unit in their order, bad ones with their reason; a shard whose store fails gives bad rows too.
+
+        Raises:
+            DataError: the store of a picture file fails; one that is not there is a bad row.
+        """
         if unit < len(self.pieces):
             return read_patiently(self.pieces[unit], self.columns, self.needs)
         assert self.listing is not None
-        return [row for _, row in self.listing.read(unit - len(self.pieces), needs=self.needs)]
+        try:
+            return [row for _, row in self.listing.read(unit - len(self.pieces), needs=self.needs)]
+        except OSError as error:
+            raise DataError(
+                f"A picture cannot be read: {error}. When the store is well, run the same command."
+            ) from error
 
 
 def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, work: Path) -> Inputs:
