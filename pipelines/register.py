@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from ito_ray.config.gate import Gate
-from ito_ray.config.load import explain
 from ito_ray.errors import ExportError
 from pipelines.command import exit_code
 from pipelines.evaluate import Measured
@@ -202,15 +200,12 @@ def _criteria(outcome: Outcome) -> Table:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    try:
-        command: Register | Promote | Rollback | List | Unlock = tyro.extras.subcommand_cli_from_dict(
-            {"register": Register, "promote": Promote, "rollback": Rollback, "list": List, "unlock": Unlock},
-            prog="python -m pipelines.register",
-            description=DESCRIPTION,
-            args=arguments,
-        )
-    except ValidationError as error:
-        raise explain(error, "command line") from error
+    command: Register | Promote | Rollback | List | Unlock = tyro.extras.subcommand_cli_from_dict(
+        {"register": Register, "promote": Promote, "rollback": Rollback, "list": List, "unlock": Unlock},
+        prog="python -m pipelines.register",
+        description=DESCRIPTION,
+        args=arguments,
+    )
     return command.run(Console(highlight=False))
 
 

@@ -67,7 +67,7 @@ def parse(args: Sequence[str] | None, *, prog: str, description: str) -> tuple[C
             default=_Command(Options(recipe=known.recipe, config=known.config), base),
         )
     except ValidationError as error:
-        raise explain(error, "command line") from error
+        raise _explain(error, "command line") from error
     return command.settings, command.options
 
 
@@ -107,7 +107,7 @@ def overlay(base: Config, changes: dict[str, Any], *, source: str) -> Config:
     try:
         return Config.model_validate(merged(base, changes))
     except ValidationError as error:
-        raise explain(error, source) from error
+        raise _explain(error, source) from error
 
 
 def to_yaml(cfg: Config) -> str:
@@ -115,8 +115,8 @@ def to_yaml(cfg: Config) -> str:
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def explain(error: ValidationError, source: str) -> ConfigError:
-    """Pydantic's complaints: a sentence each, with the path of the field and, for unknown keys, the nearest one."""
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    """One sentence a problem, with the path of the field and, for unknown keys, the nearest that exists."""
     sentences = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])

@@ -205,6 +205,15 @@ def unlock(registry: Registry) -> bool:
     return True
 
 
+def logged_model(version: ModelVersion) -> str:
+    """Id of MLflow's LoggedModel behind a version, "" when there is none: its source is models:/<id>.
+
+    SQL registries leave `version.model_id` empty.
+    """
+    kind, _, identity = str(version.source).partition(":/")
+    return identity if kind == "models" and identity.startswith("m-") else ""
+
+
 def utc_now() -> str:
     """ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -37,6 +37,7 @@ from ito_ray.tracking.aliases import (
     ChampionMovedError,
     Registry,
     crown,
+    logged_model,
     utc_now,
 )
 from ito_ray.tracking.gate import Decision, Evidence, Size, judge
@@ -132,7 +133,7 @@ def _opponents(registry: Registry, version: str) -> tuple[ModelVersion, ModelVer
             f"Version {chosen} of {registry.name} was rolled back ({candidate.tags[ROLLED_BACK]}): register a new "
             f"version, or insist with --version {chosen}."
         )
-    if not candidate.model_id:
+    if not logged_model(candidate):
         raise TrackingError(
             f"Version {chosen} of {registry.name} has no logged model: ito_ray did not register it, so the gate has "
             "nothing to check. Register its folder with python -m pipelines.register register."
@@ -259,7 +260,7 @@ def _record(
     """A run of its own below the candidate's: settings, data, the candidate's metrics, decision.json."""
     client, data = registry.client, measured.data
     with refusals(f"record the decision about version {candidate.version} of {registry.name!r}", registry.store):
-        model = client.get_logged_model(str(candidate.model_id))
+        model = client.get_logged_model(logged_model(candidate))
         parent = {"mlflow.parentRunId": candidate.run_id} if candidate.run_id else {}
         tags = {**parent, "ito.kind": "gate", "mlflow.source.git.commit": git_commit(), "mlflow.source.type": "LOCAL"}
         name = f"gate {registry.name} version {candidate.version}"
@@ -268,7 +269,7 @@ def _record(
         client.log_inputs(
             run_id,
             [dataset_input(one, "evaluation") for one in data.values()],
-            models=[LoggedModelInput(model_id=str(candidate.model_id))],
+            models=[LoggedModelInput(model_id=logged_model(candidate))],
         )
         client.log_batch(
             run_id,
@@ -296,7 +297,7 @@ def _points(candidate: ModelVersion, run_id: str, measured: _Measured) -> list[M
                 value,
                 now,
                 0,
-                model_id=candidate.model_id,
+                model_id=logged_model(candidate),
                 run_id=run_id,
                 dataset_name=data.name if data else None,
                 dataset_digest=data.digest if data else None,

@@ -33,7 +33,7 @@ from ito_ray.config.schema import RESERVED_ALIASES
 from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
-from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first
+from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first, logged_model
 from ito_ray.tracking.provenance import DatasetIdentity
 from ito_ray.tracking.run import Store, TrackedRun, dataset_input, open_client, open_experiment, refusals
 
@@ -143,7 +143,7 @@ def find(digest: str, *, store: Store, model_name: str) -> Registered | None:
     if not same:
         return None
     version = max(same, key=lambda one: int(one.version))
-    return _settled(Registry(client, store, model_name), str(version.version), str(version.model_id))
+    return _settled(Registry(client, store, model_name), str(version.version), logged_model(version))
 
 
 def require_free(alias: str) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from mlflow.entities.model_registry import ModelVersion
 
 from ito_ray.config.gate import TOP1
-from ito_ray.tracking.aliases import CHAMPION, GATE, ROLLED_BACK, Registry
+from ito_ray.tracking.aliases import CHAMPION, GATE, ROLLED_BACK, Registry, logged_model
 from ito_ray.tracking.run import refusals
 
 HEADLINE = {"t→i R@1": "heldout/r1_text_to_image", "i→t R@1": "heldout/r1_image_to_text", "top 1": TOP1}
@@ -53,9 +53,10 @@ def _row(registry: Registry, version: ModelVersion, aliases: list[str]) -> tuple
 
 
 def _metrics(registry: Registry, version: ModelVersion) -> str:
-    if not version.model_id:
+    model_id = logged_model(version)
+    if not model_id:
         return ""
     with refusals(f"show the model of version {version.version}", registry.store):
-        found = {one.key: one.value for one in registry.client.get_logged_model(version.model_id).metrics or ()}
+        found = {one.key: one.value for one in registry.client.get_logged_model(model_id).metrics or ()}
     values = {label: found.get(f"final/{name}", found.get(f"gate/{name}")) for label, name in HEADLINE.items()}
     return ", ".join(f"{label} {value:.1%}" for label, value in values.items() if value is not None)

@@ -22,7 +22,7 @@ from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.tracking import promote as module
-from ito_ray.tracking.aliases import Registry, crown, rollback
+from ito_ray.tracking.aliases import Registry, crown, logged_model, rollback
 from ito_ray.tracking.promote import Outcome, promote, size_of
 from ito_ray.tracking.registry import Registered, download, register
 from ito_ray.tracking.run import Store, open_client, resolve_store
@@ -115,9 +115,9 @@ def test_the_winner_becomes_champion_and_the_decision_is_written_down(world: Wor
     run = registry.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["ito.gate"]) == ("FINISHED", "promoted")
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"heldout", "zero_shot"}
-    assert [one.model_id for one in run.inputs.model_inputs] == [registry.version("2").model_id]
+    assert [one.model_id for one in run.inputs.model_inputs] == [logged_model(registry.version("2"))]
     assert run.data.params["gate.min_gain"] == "-1.0"
-    metrics = registry.client.get_logged_model(str(registry.version("2").model_id)).metrics or []
+    metrics = registry.client.get_logged_model(logged_model(registry.version("2"))).metrics or []
     found = {one.key: (one.value, one.dataset_name) for one in metrics}
     assert found["gate/zero_shot/top1"] == (written["metrics"]["candidate"]["zero_shot/top1"], "zero_shot")
     tags = registry.version("2").tags
@@ -303,8 +303,10 @@ def test_the_command_line_explains_mistakes(world: World, capsys: pytest.Capture
         (["promote", "--tracking-uri", uri, "--name", "nobody"], "error: --name nobody: sqlite:///"),
         (["list", "--tracking-uri", f"sqlite:///{tmp_path}/no.db"], "there is no such SQLite file"),
         (["rollback", "--tracking-uri", "runs", "--reason", "x"], "is a plain folder"),
-        (["promote", "--tracking-uri", uri, "--gate.min-gain", "7"], "min_gain=7.0: input should be less than 1"),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no.db").exists()
+    with pytest.raises(SystemExit):
+        main(["promote", "--tracking-uri", uri, "--gate.min-gain", "7"])
+    assert "Input should be less than 1" in capsys.readouterr().err
