@@ -29,7 +29,8 @@ import sys
 sys.modules["ito_ray"] = None  # makes every import of it fail
 
 import io, _pickle, pickle, socket
-import torch
+import mlflow, numpy, pandas, sentence_transformers, timm, torch
+from PIL import Image
 
 def forbidden(name):
     class Refused:
@@ -47,9 +48,6 @@ def watch(event, arguments):
     if event in ("pickle.find_class", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
         raise RuntimeError(f"{event} {arguments[1:]}")
 sys.addaudithook(watch)
-
-import mlflow, numpy, pandas
-from PIL import Image
 
 picture = io.BytesIO()
 Image.new("RGB", (40, 30), "red").save(picture, "PNG")
