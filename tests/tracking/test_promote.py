@@ -148,14 +148,16 @@ def test_a_better_encoder_wins_and_a_worse_one_does_not(world: World, monkeypatc
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     monkeypatch.setattr(module, "FolderEncoder", Encoder)
-    strict = {"min_gain": 0.0, "max_group_fall": 0.05, "min_group_images": 1}
+    metrics = ("heldout/r1_text_to_image", "heldout/r1_image_to_text")
+    strict = {"min_gain": 0.0, "metrics": metrics, "max_latency_ratio": 1e9}
     registry = world.registry("better", world.first, world.second)
     assert decide(world, registry, **strict).promoted
     registry = world.registry("worse", world.first, world.second)
     monkeypatch.setattr(Encoder, "good", "version 1")
     outcome = decide(world, registry, **strict)
     assert not outcome.promoted
-    assert len(outcome.refusals) == 4  # three metrics and the groups
+    assert [sentence.split()[0] for sentence in outcome.refusals] == list(metrics)
+    assert all("train a better candidate" in sentence for sentence in outcome.refusals)
     assert registry.aliases() == {"champion": "1", "candidate": "2"}
 
 
