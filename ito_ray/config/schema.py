@@ -108,6 +108,8 @@ class DataConfig(Section):
     """Share of samples that may be dropped before the run stops."""
     max_pixels: PositiveInt = 64_000_000
     """Larger images are dropped unread: decompression bombs."""
+    licence: str = ""
+    """Of the training data, for the model card: "CC BY 4.0". Empty: the card says unknown."""
     node_labels: dict[str, str] = {}
     """Decode only on nodes with these labels (`ray start --labels pool=data`): {pool: data}. Empty: wherever a CPU is
     free, on the training nodes too."""
@@ -253,6 +255,8 @@ class TrainConfig(Section):
     """One GPU per worker (nccl) instead of CPUs (gloo)."""
     node_labels: dict[str, str] = {}
     """Train only on nodes with these labels: {pool: train}. Empty: wherever there is room."""
+    wait_minutes: NonNegativeFloat = 0.0
+    """How long to wait at the start for nodes that an autoscaler brings; 0 = refuse what has no room now."""
     cpus_per_worker: PositiveFloat = 1.0
     """What Ray reserves; Ray Data needs at least one CPU beside all workers."""
     threads: PositiveInt = 1

@@ -11,9 +11,10 @@ from PIL import Image
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.decode import decode_rgb
 from ito_ray.data.plan import Piece
-from ito_ray.data.rows import BadSample, read_piece
+from ito_ray.data.rows import BadSample, Row, read_retrying
 from ito_ray.data.shards import list_shards
 from ito_ray.data.tally import Tally
+from ito_ray.errors import UnreadableError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class HeldoutReader(Iterator[Pair]):
 
     Raises:
         DataError: naming `field` when the patterns name no shard.
+        UnreadableError: while iterating, a shard cannot be read to its end: numbers of a part of the data compare with
+            nothing.
     """
 
     def __init__(
@@ -44,15 +47,12 @@ class HeldoutReader(Iterator[Pair]):
     ) -> None:
         self.tally = Tally()
         pieces = [Piece(shard.url, 0, 1) for shard in list_shards(patterns, field=field)]
-        self._pairs = self._read(pieces, columns, limit, max_pixels)
+        self._pairs = self._read(_rows(pieces, columns, field), limit, max_pixels)
 
     def __next__(self) -> Pair:
         return next(self._pairs)
 
-    def _read(
-        self, pieces: Sequence[Piece], columns: ColumnsConfig, limit: int | None, max_pixels: int
-    ) -> Iterator[Pair]:
-        rows = (row for piece in pieces for row in read_piece(piece, columns))
+    def _read(self, rows: Iterator[Row], limit: int | None, max_pixels: int) -> Iterator[Pair]:
         while limit is None or self.tally.delivered < limit:
             row = next(rows, None)
             if row is None:
@@ -66,3 +66,14 @@ class HeldoutReader(Iterator[Pair]):
                 continue
             self.tally += Tally(read=1, delivered=1)
             yield Pair(row.key, image, row.captions, row.meta)
+
+
+def _rows(pieces: Sequence[Piece], columns: ColumnsConfig, field: str) -> Iterator[Row]:
+    for piece in pieces:
+        try:
+            yield from read_retrying(piece, columns)
+        except OSError as error:
+            raise UnreadableError(
+                f"{field}: {piece.url} cannot be read to its end: {str(error)[:200]}. Try again when the disk or store "
+                "answers, or take the shard off the list."
+            ) from error

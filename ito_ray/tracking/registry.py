@@ -7,7 +7,6 @@ what can be asked without one to compare with. Every other champion goes through
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import tempfile
 import time
@@ -18,16 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, load_model, save_model
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
-from PIL import Image
 
 from ito_ray.config.schema import RESERVED_ALIASES
 from ito_ray.errors import ExportError, TrackingError
@@ -36,9 +31,9 @@ from ito_ray.export.parity import Verified
 from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first, logged_model
 from ito_ray.tracking.provenance import DatasetIdentity
 from ito_ray.tracking.run import Store, TrackedRun, dataset_input, open_client, open_experiment, refusals
+from ito_ray.tracking.signature import SERVING, example, signature
 
 ENCODER = "encoder"
-SERVING = {"batch_size": 32, "max_image_bytes": 20_000_000, "max_image_pixels": 64_000_000}
 REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
 SHA256, PARITY = "ito.sha256", "ito.parity"
 RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe", "ito.config_digest", "mlflow.parentRunId")
@@ -55,24 +50,6 @@ class Registered:
     version: str
     model_id: str
     """MLflow's LoggedModel."""
-
-
-def signature() -> ModelSignature:
-    """Two optional columns in; modality and embedding out; `batch_size` as a parameter."""
-    return ModelSignature(
-        inputs=Schema(
-            [ColSpec(DataType.string, "text", required=False), ColSpec(DataType.binary, "image", required=False)]
-        ),
-        outputs=Schema([ColSpec(DataType.string, "modality"), ColSpec(Array(DataType.float), "embedding")]),
-        params=ParamSchema([ParamSpec("batch_size", DataType.long, SERVING["batch_size"])]),
-    )
-
-
-def example() -> pd.DataFrame:
-    """One text row and one image row; "" and b"" stand for no value, since JSON null in a bytes column is refused."""
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(picture, "PNG")
-    return pd.DataFrame({"text": ["a photo of a cat", ""], "image": [b"", picture.getvalue()]})
 
 
 def register(
