@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from ito_ray.errors import ItoError
+from ito_ray.redact import redact
 
 
 def exit_code(run: Callable[[], object], *, stopped: str = "Stopped.") -> int:
-    """The number that `run` returns, 0 for anything else; 2 for a user's mistake, 130 for Ctrl-C.
+    """The number that `run` returns, 0 for anything else; 2 for a user's mistake, 130 for Ctrl-C, 1 for a bug.
+
+    A bug's traceback is printed as Python would, without passwords and tokens: other libraries' errors quote addresses.
 
     Args:
         stopped: printed after Ctrl-C: what the same command would do again.
@@ -23,3 +27,6 @@ def exit_code(run: Callable[[], object], *, stopped: str = "Stopped.") -> int:
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         return 130
+    except Exception:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1

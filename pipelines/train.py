@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     outcome = job.run(cfg, recipe=options.recipe, stages=Stages(console, job.STAGES), verbose=options.verbose)
     console.print(f"Encoder  {outcome.encoder}", soft_wrap=True)
     console.print(f"Gallery  {outcome.page}", soft_wrap=True)
-    console.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.uri}", soft_wrap=True)
+    console.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.address}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
+from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
 from ito_ray.tracking.run import TrackedRun, open_run
 from ito_ray.training import checkpoint
@@ -253,9 +253,9 @@ def _origin(cfg: Config, training: Training, report: Report, digest: str) -> Ori
 
 
 def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str) -> Registered:
-    """A new version under the alias, unless the alias has this very encoder already: running the job again is safe."""
-    name, alias = cfg.tracking.model_name, cfg.tracking.alias
-    if known := find(verified.digest, store=tracked.store, model_name=name, alias=alias):
+    """A new version, unless this very encoder is one already: running the job again is safe."""
+    name = cfg.tracking.model_name
+    if known := find(verified.digest, store=tracked.store, model_name=name):
         return known
     tags = {
         "ito.data_digest": digest,
@@ -269,9 +269,10 @@ def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedR
         store=tracked.store,
         experiment=cfg.tracking.experiment,
         model_name=name,
-        alias=alias,
+        alias=cfg.tracking.alias,
         run=tracked,
         step=cfg.train.steps,
         metrics={f"final/{name}": value for name, value in report.metrics().items()},
+        measured_on={f"final/{kind}/": data for kind, data in evaluation_sets(cfg).items()},
         tags=tags,
     )

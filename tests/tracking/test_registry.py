@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mlflow.artifacts import download_artifacts
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
-from ito_ray.config.schema import Config
+from ito_ray.config.schema import Config, TrackingConfig
 from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import PROBE_TEXTS, Verified, probe_images, reference_path
 from ito_ray.tracking.provenance import dataset_identity
-from ito_ray.tracking.registry import Registered, download, load, register
-from ito_ray.tracking.run import Store, TrackedRun, open_run
+from ito_ray.tracking.registry import Registered, download, find, load, register
+from ito_ray.tracking.run import Store, TrackedRun, config_digest, open_run
 from pipelines.register import main
 from tests.export.tiny import Exported, export
 
@@ -44,18 +46,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
     cfg = Config(name="run", output=str(tmp_path_factory.mktemp("runs")))
     data = dataset_identity("train", [], [("a.tar", 1)])
     tracked = open_run(cfg, recipe="tiny", dataset=data, versions={}, git="abc123")
+    tracked.set_tags({"mlflow.parentRunId": "the sweep"})
     tracked.log(7, {"final/r1": 0.25, "final/r5": 0.5})
     return tracked
 
 
 def put(verified: Verified, store: Store, **more: Any) -> Registered:
-    arguments: dict[str, Any] = {"store": store, "experiment": "ito", "model_name": NAME, "alias": "champion"}
+    arguments: dict[str, Any] = {"store": store, "experiment": "ito", "model_name": NAME}
     return register(verified, **(arguments | more))
 
 
 @pytest.fixture(scope="module")
 def registered(verified: Verified, run: TrackedRun) -> Registered:
-    return put(verified, run.store, run=run, step=7, metrics={"final/r1": 0.25, "final/r5": 0.5}, tags={"data": "abc"})
+    return put(
+        verified,
+        run.store,
+        run=run,
+        step=7,
+        metrics={"final/r1": 0.25, "final/r5": 0.5},
+        measured_on={"final/": dataset_identity("heldout", [], [("b.tar", 2)])},
+        tags={"data": "abc"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +112,28 @@ def test_version_alias_tags_and_metrics(registered: Registered, run: TrackedRun,
     version = client.get_model_version_by_alias(NAME, "champion")
     assert version.run_id == run.run_id
     expected = {"data": "abc", "mlflow.source.git.commit": "abc123", "ito.recipe": "tiny", "ito.parity": "1e-07"}
+    expected |= {"mlflow.parentRunId": "the sweep", "ito.config_digest": config_digest(run_config(run))}
     assert expected.items() <= version.tags.items()
     assert version.tags["ito.sha256"] == verified.digest
     model = client.get_logged_model(registered.model_id)
+    assert model.source_run_id == run.run_id
     assert {metric.key: metric.value for metric in model.metrics} == {"final/r1": 0.25, "final/r5": 0.5}
+    heldout = dataset_identity("heldout", [], [("b.tar", 2)])
+    assert {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics} == {("heldout", heldout.digest)}
+    inputs = client.get_run(run.run_id).inputs.dataset_inputs
+    assert {(one.dataset.name, one.tags[0].value) for one in inputs} == {
+        ("train", "training"),
+        ("heldout", "evaluation"),
+    }
     assert [(point.step, point.value) for point in client.get_metric_history(run.run_id, "final/r1")] == [(7, 0.25)]
     (output,) = client.get_run(run.run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (registered.model_id, 7)
+
+
+def run_config(run: TrackedRun) -> Config:
+    """As it was when the run was opened."""
+    path = download_artifacts(run_id=run.run_id, artifact_path="config.yaml", tracking_uri=run.store.uri)
+    return Config.model_validate(yaml.safe_load(Path(path).read_text("utf-8")))
 
 
 def test_signature_is_explicit(champion: Any) -> None:
@@ -135,12 +161,38 @@ def test_artifact_holds_the_folder_its_code_and_no_foreign_path(
     assert "sentence-transformers==" in (root / "requirements.txt").read_text()
 
 
-def test_the_alias_moves_to_a_newer_version(registered: Registered, verified: Verified, run: TrackedRun) -> None:
-    newer = put(verified, run.store, model_name="second")
-    newest = put(verified, run.store, model_name="second", tags={"why": "again"})
-    assert (newer.version, newest.version) == ("1", "2")
-    assert str(run.client.get_model_version_by_alias("second", "champion").version) == "2"
-    assert str(run.client.get_model_version(NAME, registered.version).version) == "1"
+def test_the_first_version_is_champion_and_the_newest_candidate(verified: Verified, run: TrackedRun) -> None:
+    first = put(verified, run.store, model_name="second")
+    newest = put(verified, run.store, model_name="second", alias="nightly", tags={"why": "again"})
+    assert (first.uri, first.version) == ("models:/second@champion", "1")
+    assert (newest.uri, newest.version) == ("models:/second@candidate", "2")
+    aliases = run.client.get_registered_model("second").aliases
+    assert {name: str(version) for name, version in aliases.items()} == {
+        "champion": "1",
+        "candidate": "2",
+        "nightly": "2",
+    }
+    found = find(verified.digest, store=run.store, model_name="second")
+    assert found is not None
+    assert found == newest
+    assert find("0" * 64, store=run.store, model_name="second") is None
+
+
+def test_an_interrupted_registration_is_healed(verified: Verified, run: TrackedRun) -> None:
+    """Killed between version and alias: running the job again makes the first version champion."""
+    put(verified, run.store, model_name="cut")
+    run.client.delete_registered_model_alias("cut", "champion")
+    found = find(verified.digest, store=run.store, model_name="cut")
+    assert found is not None
+    assert found.uri == "models:/cut@champion"
+
+
+@pytest.mark.parametrize("alias", ["champion", "previous"])
+def test_only_the_gate_moves_the_champion(verified: Verified, run: TrackedRun, alias: str) -> None:
+    with pytest.raises(TrackingError, match=f"{alias!r} moves through the gate alone"):
+        put(verified, run.store, model_name="by force", alias=alias)
+    with pytest.raises(ValidationError, match=f"tracking.alias={alias} moves through the gate alone"):
+        TrackingConfig(alias=alias)
 
 
 def test_a_folder_changed_after_its_check_is_refused(verified: Verified, run: TrackedRun, tmp_path: Path) -> None:
@@ -160,18 +212,20 @@ def test_an_unknown_address_is_a_plain_error(registered: Registered, run: Tracke
 
 @pytest.mark.slow
 def test_command_line(made: Exported, run: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--folder", str(made.folder), "--tracking-uri", run.store.uri, "--name", "by-hand", "--alias", "new"]
+    base = ["register", "--folder", str(made.folder), "--tracking-uri", run.store.uri, "--name", "by-hand"]
     assert main(base) == 2
     assert "reference" in capsys.readouterr().err
     made.reference.save(reference_path(made.folder))
-    assert main([*base, "--tags", "owner", "me"]) == 0
-    assert "models:/by-hand@new" in capsys.readouterr().out
+    assert main([*base, "--alias", "new", "--tags", "owner", "me"]) == 0
+    assert "models:/by-hand@champion, version 1" in capsys.readouterr().out
     assert run.client.get_model_version_by_alias("by-hand", "new").tags["owner"] == "me"
+    assert main(base) == 0
+    assert "registered before: models:/by-hand@champion, version 1" in capsys.readouterr().out
 
 
 def test_command_line_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "python -m pipelines.register --folder" in capsys.readouterr().out
-    assert main(["--folder", "nowhere", "--tracking-uri", "sqlite:///x.db"]) == 2
+    assert "python -m pipelines.register promote --tracking-uri" in capsys.readouterr().out
+    assert main(["register", "--folder", "nowhere", "--tracking-uri", "sqlite:///x.db"]) == 2
     assert "--folder nowhere is not a SentenceTransformer folder" in capsys.readouterr().err
