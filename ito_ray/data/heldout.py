@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.decode import decode_rgb
 from ito_ray.data.plan import Piece
-from ito_ray.data.rows import BadSample, read_piece
+from ito_ray.data.rows import BadSample, Row, read_piece
 from ito_ray.data.shards import list_shards
 from ito_ray.data.tally import Tally
 
@@ -26,33 +26,22 @@ class Pair:
     meta: dict[str, Any]
 
 
-class HeldoutReader(Iterator[Pair]):
-    """Yields pairs one at a time, shards sorted by address, each in its own order; `tally` accounts for all rows read.
+class PairReader(Iterator[Pair]):
+    """Yields the good ones of `rows` decoded, one at a time; `tally` accounts for all rows read.
 
     Args:
-        patterns: shards as in `list_shards`.
         limit: stop after so many good pairs; None = all.
         max_pixels: larger images are dropped.
-        field: the setting that `patterns` come from, for messages.
-
-    Raises:
-        DataError: naming `field` when the patterns name no shard.
     """
 
-    def __init__(
-        self, patterns: Sequence[str], columns: ColumnsConfig, *, limit: int | None = None, max_pixels: int, field: str
-    ) -> None:
+    def __init__(self, rows: Iterable[Row], *, limit: int | None = None, max_pixels: int) -> None:
         self.tally = Tally()
-        pieces = [Piece(shard.url, 0, 1) for shard in list_shards(patterns, field=field)]
-        self._pairs = self._read(pieces, columns, limit, max_pixels)
+        self._pairs = self._read(iter(rows), limit, max_pixels)
 
     def __next__(self) -> Pair:
         return next(self._pairs)
 
-    def _read(
-        self, pieces: Sequence[Piece], columns: ColumnsConfig, limit: int | None, max_pixels: int
-    ) -> Iterator[Pair]:
-        rows = (row for piece in pieces for row in read_piece(piece, columns))
+    def _read(self, rows: Iterator[Row], limit: int | None, max_pixels: int) -> Iterator[Pair]:
         while limit is None or self.tally.delivered < limit:
             row = next(rows, None)
             if row is None:
@@ -66,3 +55,23 @@ class HeldoutReader(Iterator[Pair]):
                 continue
             self.tally += Tally(read=1, delivered=1)
             yield Pair(row.key, image, row.captions, row.meta)
+
+
+class HeldoutReader(PairReader):
+    """The pairs of shards, sorted by address, each in its own order.
+
+    Args:
+        patterns: shards as in `list_shards`.
+        limit, max_pixels: as for `PairReader`.
+        field: the setting that `patterns` come from, for messages.
+
+    Raises:
+        DataError: naming `field` when the patterns name no shard.
+    """
+
+    def __init__(
+        self, patterns: Sequence[str], columns: ColumnsConfig, *, limit: int | None = None, max_pixels: int, field: str
+    ) -> None:
+        pieces = [Piece(shard.url, 0, 1) for shard in list_shards(patterns, field=field)]
+        rows = (row for piece in pieces for row in read_piece(piece, columns))
+        super().__init__(rows, limit=limit, max_pixels=max_pixels)

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ito_ray.evaluation.embed import PairEmbeddings
+from ito_ray.evaluation.intervals import paired_ci
 
 Unit = Literal["share", "rank", "distance", "count"]
 
 CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a share is the mean of: kept so that two encoders can be compared sample by sample."""
+
+    values: NDArray[np.float64]
+    """(n,) in [0, 1]."""
+    groups: NDArray[np.int64] | None = None
+    """(n,) samples that stand or fall together."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,10 @@ class Measure:
     """95 %."""
     chance: float | None = None
     """The same number for a random order."""
+    drawn: Drawn | None = field(default=None, repr=False, compare=False)
+    """Its samples, for `difference`."""
+    detail: bool = False
+    """Shown in its section only, not in the headline."""
 
     @property
     def times_chance(self) -> float | None:
@@ -56,6 +75,65 @@ class Measure:
             return f"{value:.3f}"
         return f"{value:,.1f}".removesuffix(".0")
 
+    def difference(self, other: Measure) -> Difference | None:
+        """This share less the other's on the same samples; None where they are not the same samples."""
+        if self.drawn is None or other.drawn is None or len(self.drawn.values) != len(other.drawn.values):
+            return None
+        mine, theirs = self.drawn.values, other.drawn.values
+        low, high = paired_ci(mine, theirs, groups=self.drawn.groups, confidence=CONFIDENCE)
+        return Difference(self.value - other.value, (low, high))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one encoder is than another on the same samples."""
+
+    value: float
+    interval: tuple[float, float]
+    """95 %, of the differences sample by sample."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    def text(self) -> str:
+        """In points, e.g. `+3.1 (+0.4 – +5.9)`."""
+        low, high = self.interval
+        return f"{100 * self.value:+.1f} ({100 * low:+.1f} – {100 * high:+.1f})"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a section, drawn only if somebody wants to look."""
+
+    stem: str
+    """File name without its ending; also its place in the page."""
+    alt: str
+    """Says in words what it shows."""
+    draw: Callable[[Path], object]
+    """Writes a PNG to the path."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of a section: the first column names the rows."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What an evaluator has to show besides its numbers."""
+
+    title: str
+    note: str
+    """How to read it."""
+    pictures: tuple[Picture, ...] = ()
+    grids: tuple[Grid, ...] = ()
+
 
 @dataclass(frozen=True)
 class Report:
@@ -67,6 +145,8 @@ class Report:
     """Samples that could not be used, by reason."""
     pairs: PairEmbeddings | None = None
     """The held-out pairs, for pictures."""
+    sections: tuple[Section, ...] = ()
+    """What the evaluators show, in their order."""
 
     def metrics(self) -> dict[str, float]:
         """Flat name to value, for a tracker."""
@@ -79,8 +159,8 @@ class Report:
 
     @property
     def headline(self) -> tuple[Measure, ...]:
-        """What a table shows: everything but the counts."""
-        return tuple(measure for measure in self.measures if measure.unit != "count")
+        """What a table shows: everything but counts and details."""
+        return tuple(measure for measure in self.measures if measure.unit != "count" and not measure.detail)
 
     @property
     def counts(self) -> tuple[Measure, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom  # type: ignore[import-untyped]
 
-from ito_ray.evaluation.intervals import bootstrap_ci
+from ito_ray.evaluation.intervals import bootstrap_ci, bootstrap_median_ci, half_sample_ci, paired_ci
 
 
 @pytest.mark.parametrize(("hits", "n"), [(30, 100), (250, 1000), (900, 1000)])
@@ -79,3 +79,45 @@ def test_refuses_nothing_and_wrong_groups() -> None:
         bootstrap_ci(np.zeros(0, dtype=bool))
     with pytest.raises(ValueError, match="groups has shape"):
         bootstrap_ci(np.ones(3, dtype=bool), groups=np.zeros(2, dtype=np.int64))
+
+
+def test_paired_differences_are_a_bootstrap_of_the_differences() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.random(300) < 0.6).astype(float), (rng.random(300) < 0.5).astype(float)
+    drawn = rng.integers(300, size=(4000, 300))
+    expected = np.quantile((one - other)[drawn].mean(axis=1), [0.025, 0.975])
+    np.testing.assert_allclose(paired_ci(one, other, samples=4000), expected, atol=0.01)
+    hard = rng.random(300)  # both find the same samples hard: much surer than two intervals would be
+    close = paired_ci((hard < 0.60).astype(float), (hard < 0.57).astype(float))
+    alone = bootstrap_ci(hard < 0.60)
+    assert close[0] > 0
+    assert close[1] - close[0] < (alone[1] - alone[0]) / 2
+    assert paired_ci(one, one) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_median_equals_a_naive_bootstrap(grouped: bool) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.geometric(0.05, size=240)
+    groups = rng.integers(0, 60, size=240) if grouped else None
+    members = (
+        [values[groups == g] for g in np.unique(groups)]
+        if groups is not None
+        else [values[i : i + 1] for i in range(240)]
+    )
+    medians = [
+        np.median(np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]))
+        for _ in range(3000)
+    ]
+    found = bootstrap_median_ci(values, groups=groups)
+    np.testing.assert_allclose(found, np.quantile(medians, [0.025, 0.975]), atol=1.0)
+    assert found[0] < np.median(values) < found[1]
+    assert bootstrap_median_ci(np.full(9, 3)) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("count", [300, 301])
+def test_random_halves_are_as_wide_as_the_truth_of_a_mean(count: int) -> None:
+    values = np.random.default_rng(2).normal(size=count)
+    low, high = half_sample_ci(lambda half: float(values[half].mean()), count, float(values.mean()), repeats=4000)
+    assert (low + high) / 2 == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * 1.96 * values.std(ddof=1) / np.sqrt(count), rel=0.05)
