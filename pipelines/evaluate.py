@@ -187,11 +187,12 @@ def _curves(options: Evaluate, store: Store) -> dict[str, list[tuple[int, float]
 
 
 def _log(report: Report, options: Evaluate, cfg: Config, store: Store) -> str:
+    from ito_ray.evaluation.show import files_of
     from ito_ray.tracking.evaluation import log_evaluation
 
     return log_evaluation(
         report.metrics(),
-        options.out,
+        files_of(options.out),
         store=store,
         run_id="" if options.run == "new" else options.run,
         experiment=cfg.tracking.experiment,

@@ -63,7 +63,7 @@ def choose(names: Sequence[str] | None, *, pairs: bool, labelled: bool) -> dict[
     """The evaluators of these names, in this order; None = the cheap ones that have their data.
 
     Raises:
-        ConfigError: an unknown name (the nearest is named), one twice, or data missing.
+        ConfigError: an unknown name (the nearest is named), or data missing.
     """
     if names is None:
         return {n: e for n, e in EVALUATORS.items() if e.default and e.has(pairs=pairs, labelled=labelled)}

@@ -22,6 +22,8 @@ class Gallery:
     title: str
     note: str
     queries: tuple[Query, ...]
+    path: Path | None = None
+    """Where it is drawn as a PNG."""
 
 
 @dataclass(frozen=True)

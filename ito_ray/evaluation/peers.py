@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Embeddings
@@ -45,7 +48,7 @@ class OpenClipEncoder:
                     address, pretrained=weights or None, weights_only=True
                 )
                 self._tokenizer: Any = library.get_tokenizer(address)
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
                 raise ConfigError(
                     f"model={model} cannot be loaded by OpenCLIP: {str(error).splitlines()[0][:300]}"
                 ) from error
@@ -86,10 +89,10 @@ def _resolve(library: Any, model: str) -> tuple[str, str]:
     if (Path(name) / "open_clip_config.json").is_file():
         return f"{LOCAL}{name}", ""
     if name not in library.list_models():
-        near = [known for known in library.list_models() if name.lower()[:5] in known.lower()]
+        near = difflib.get_close_matches(name, library.list_models(), n=5)
         raise ConfigError(
             f"model={model}: OpenCLIP knows no model {name!r}, and it is no folder with an open_clip_config.json. "
-            f"{'Near it: ' + ', '.join(near[:6]) + '.' if near else 'Take one of open_clip.list_models().'}"
+            f"{'Near it: ' + ', '.join(near) + '.' if near else 'Take one of open_clip.list_models().'}"
         )
     tags = library.list_pretrained_tags_by_model(name)
     if weights not in tags and not Path(weights).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from ito_ray.evaluation.page import Gallery, Map, gallery_html
 from ito_ray.evaluation.pictures import gallery_png, map_png
 from ito_ray.evaluation.report import Grid, Picture, Report, Section
 
+METRICS = "metrics.json"
 FEWEST_PAIRS_OF_A_MAP = 3
 _EXTREMES = 6
 _NOTES: Mapping[Choice, tuple[str, str]] = {
@@ -59,7 +61,9 @@ def write_files(
     baselines: Sequence[Report] = (),
     curves: Mapping[str, Curve] | None = None,
 ) -> Path:
-    """Write what there is something for into `out`, replacing files of an earlier evaluation; returns the page.
+    """Write what there is something for into `out`; the files of an earlier evaluation go. Returns the page.
+
+    metrics.json lists all `files`, so that other things in the folder are neither removed nor taken for ours.
 
     Args:
         full: also the best and worst queries and the t-SNE map, which takes a while.
@@ -67,7 +71,8 @@ def write_files(
         curves: of the run that trained the encoder, by metric name.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(report.to_json(), encoding="utf-8")
+    for earlier in files_of(out):
+        earlier.unlink(missing_ok=True)
     sections = [*report.sections, *run_sections(curves or {})]
     drawn = []
     for section in sections:
@@ -75,17 +80,32 @@ def write_files(
         for picture, path in zip(section.pictures, paths, strict=True):
             picture.draw(path)
         drawn.append((section, paths))
-    return gallery_html(
+    galleries, maps = _galleries(report, out, full=full), _maps(report, out, full=full)
+    page = gallery_html(
         out / "index.html",
         title=title,
         report=report,
-        galleries=_galleries(report, out, full=full),
-        maps=_maps(report, out, full=full),
+        galleries=galleries,
+        maps=maps,
         baselines=baselines,
         sections=drawn,
         usage=usage,
         dataset=dataset,
     )
+    pictures = [path for _, paths in drawn for path in paths] + [one.path for one in (*galleries, *maps) if one.path]
+    names = sorted(path.name for path in (page, out / METRICS, *pictures))
+    document = {**json.loads(report.to_json()), "files": names}
+    (out / METRICS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return page
+
+
+def files_of(out: Path) -> list[Path]:
+    """What the last evaluation wrote into `out`; nothing where there was none."""
+    try:
+        names = json.loads((out / METRICS).read_text("utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [out / Path(str(name)).name for name in names]
 
 
 def run_sections(curves: Mapping[str, Curve]) -> list[Section]:
@@ -125,9 +145,9 @@ def _galleries(report: Report, out: Path, *, full: bool) -> list[Gallery]:
     choices: tuple[Choice, ...] = ("random", "best", "worst") if full else ("random",)
     for choice in choices:
         queries = make_queries(report.pairs, choice=choice, count=12 if choice == "random" else _EXTREMES)
-        gallery_png(queries, out / ("gallery.png" if choice == "random" else f"gallery_{choice}.png"))
+        path = gallery_png(queries, out / ("gallery.png" if choice == "random" else f"gallery_{choice}.png"))
         title, note = _NOTES[choice]
-        galleries.append(Gallery(title, f"{len(queries)} {note}", queries))
+        galleries.append(Gallery(title, f"{len(queries)} {note}", queries, path))
     return galleries
 
 

@@ -143,8 +143,9 @@ def open_labelled(cfg: Config, given: Sequence[str], field: str) -> Labelled:
     """
     if len(given) == 1:
         path = Path(given[0])
-        if (path / CLASSNAMES).is_file():
-            return _clip_benchmark(path, cfg, field)
+        for root, split in ((path, path / SPLIT), (path.parent, path)):
+            if (root / CLASSNAMES).is_file() and split.is_dir():
+                return _clip_benchmark(root, split, cfg, field)
         if _is_table(path):
             return _named(_of_table(path, cfg.eval.zero_shot_field), cfg)
         if path.is_dir() and (classes := _class_folders(path)):
@@ -199,10 +200,10 @@ def _columns(path: Path) -> list[str]:
         return [name.strip().strip('"') for name in file.readline().split(separator)]
 
 
-def _clip_benchmark(path: Path, cfg: Config, field: str) -> Labelled:
-    shards = list_shards((str(path / SPLIT),), field=field)
-    names = list(read_class_table(cfg.eval.classes or str(path / CLASSNAMES)).values())
-    own = path / TEMPLATES
+def _clip_benchmark(root: Path, split: Path, cfg: Config, field: str) -> Labelled:
+    shards = list_shards((str(split),), field=field)
+    names = list(read_class_table(cfg.eval.classes or str(root / CLASSNAMES)).values())
+    own = root / TEMPLATES
     templates = read_templates(cfg.eval.templates or (str(own) if own.is_file() else ""))
     table = {str(number): name for number, name in enumerate(names)}
     return Labelled(NumberedSource(tuple(shard.url for shard in shards)), _LABEL, table, templates)

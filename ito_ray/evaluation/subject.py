@@ -132,7 +132,7 @@ class Subject:
         return class_embeddings(self.encoder, names, templates, batch=self.cfg.eval.batch)
 
     def changed_pairs(self, changes: Mapping[str, Change], most: int) -> dict[str, Embeddings]:
-        """The first `most` images of the pairs under every change."""
+        """The first `most` images of the pairs under every change; see `pairs` for what is raised."""
         return self._changed(self.pair_source, changes, most, _any)
 
     def changed_labelled(self, changes: Mapping[str, Change], most: int) -> dict[str, Embeddings]:
@@ -160,7 +160,12 @@ class Subject:
         task = partial(_changed, changes=dict(changes), batch=self.cfg.eval.batch, accept=accept)
         limit = most if self.limit is None else min(most, self.limit)
         parts = [part for part, _ in self.passes(self.encoder, source, task, limit=limit, max_pixels=self._max_pixels)]
-        return {name: joined([part[name] for part in parts]) for name in changes}
+        found = {name: joined([part[name] for part in parts]) for name in changes}
+        if not all(len(rows) for rows in found.values()):
+            raise DataError(
+                f"The first {limit:,} samples have no picture of a listed class: mix the set, or its classes."
+            )
+        return found
 
     def _go(self, source: Source, task: Task[T]) -> list[T]:
         done = self.passes(self.encoder, source, task, limit=self.limit, max_pixels=self._max_pixels)

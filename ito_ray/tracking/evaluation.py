@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow.entities import Metric
@@ -51,13 +51,13 @@ def run_behind(uri: str, store: Store) -> str:
 
 
 def log_evaluation(
-    metrics: Mapping[str, float], folder: Path, *, store: Store, run_id: str, experiment: str, name: str
+    metrics: Mapping[str, float], files: Sequence[Path], *, store: Store, run_id: str, experiment: str, name: str
 ) -> str:
-    """Put the numbers as `evaluate/…` and the folder's files into a run; returns its id.
+    """Put the numbers as `evaluate/…` and the files into a run; returns its id.
 
     Args:
         metrics: by name.
-        folder: every file in it becomes an artifact below `evaluation`.
+        files: become artifacts below `evaluation`.
         store: tracking server.
         run_id: an existing run; empty = a new one.
         experiment: of a new run, created when missing.
@@ -75,7 +75,8 @@ def log_evaluation(
         points = [Metric(PREFIX + key, float(value), now, 0) for key, value in metrics.items()]
         for start in range(0, len(points), 500):
             client.log_batch(run_id, metrics=points[start : start + 500])
-        client.log_artifacts(run_id, str(folder), FOLDER)
+        for file in files:
+            client.log_artifact(run_id, str(file), FOLDER)
     except MlflowException as error:
         raise TrackingError(f"{store.uri} does not take the evaluation: {error.message}") from error
     return run_id

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +14,19 @@ from PIL import Image
 
 from ito_ray.evaluation.embed import PairEmbeddings, embed_pairs
 from ito_ray.evaluation.evaluate import geometry_measures, retrieval_measures
-from ito_ray.evaluation.gallery import make_queries
+from ito_ray.evaluation.gallery import Choice, make_queries
 from ito_ray.evaluation.page import Gallery, Map, compare, gallery_html
 from ito_ray.evaluation.pictures import gallery_png, map_png
 from ito_ray.evaluation.report import Grid, Report, Section
 from ito_ray.evaluation.retrieval import retrieval
-from ito_ray.evaluation.show import write_files
+from ito_ray.evaluation.show import files_of, write_files
 from tests.evaluation.shapes import COLOURS, SHAPES, ShapeEncoder, draw
 
 
-def shape_pairs() -> PairEmbeddings:
+def shape_pairs(count: int | None = None) -> PairEmbeddings:
     from ito_ray.data.heldout import Pair
 
-    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    names = [(colour, shape) for colour in COLOURS for shape in SHAPES][:count]
     return embed_pairs(
         ShapeEncoder(),
         (
@@ -149,14 +150,21 @@ def test_best_and_worst_are_the_ends_of_all_margins(pairs: PairEmbeddings) -> No
     own = np.diag(score).copy()
     np.fill_diagonal(score, -np.inf)
     margin = own - score.max(axis=1)
-    for choice, order in (("best", np.argsort(-margin)), ("worst", np.argsort(margin))):
+    ends: tuple[tuple[Choice, Any], ...] = (("best", np.argsort(-margin)), ("worst", np.argsort(margin)))
+    for choice, order in ends:
         for chunk in (7, 1024):
-            queries = make_queries(pairs, count=4, choice=choice, chunk=chunk)  # type: ignore[arg-type]
+            queries = make_queries(pairs, count=4, choice=choice, chunk=chunk)
             assert [query.text for query in queries] == [pairs.captions[first[i]] for i in order[:4]]
     assert make_queries(pairs, count=1, choice="worst")[0].rank > make_queries(pairs, count=1, choice="best")[0].rank
 
 
-def test_a_full_report_has_everything_and_says_it_without_pictures(pairs: PairEmbeddings, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def few() -> PairEmbeddings:
+    return shape_pairs(5)
+
+
+def test_a_full_report_has_everything_and_says_it_without_pictures(few: PairEmbeddings, tmp_path: Path) -> None:
+    pairs = few
     measures = (*retrieval_measures(pairs), *geometry_measures(pairs))
     rng = np.random.default_rng(0)
     noisy = pairs.text + rng.normal(0, 0.3, pairs.text.shape).astype(np.float32)
@@ -193,3 +201,13 @@ def test_a_full_report_has_everything_and_says_it_without_pictures(pairs: PairEm
         "curves_geometry.png",
     }
     assert {cell for row in compare(Report("a", measures, {}, pairs), other).rows for cell in row[3:]} - {"–"}
+
+
+def test_an_earlier_evaluation_goes_and_other_files_stay(few: PairEmbeddings, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"kept")
+    report = Report("shapes", tuple(retrieval_measures(few)), {}, few)
+    write_files(report, tmp_path, title="t", usage="", dataset="")
+    assert (tmp_path / "map.png").is_file()
+    write_files(dataclasses.replace(report, pairs=None), tmp_path, title="t", usage="", dataset="")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.png", "index.html", "metrics.json"}
+    assert {path.name for path in files_of(tmp_path)} == {"index.html", "metrics.json"}

@@ -84,6 +84,8 @@ def test_classes_are_found_without_a_class_file(root: Path, name: str) -> None:
         expected = draw(list(COLOURS)[int(number)], shape, seed=int(number))
         np.testing.assert_array_equal(np.asarray(row.image), np.asarray(expected))
     assert found.templates == (("a {}", "a black {}") if name == "benchmark" else ("{}",))
+    if name == "benchmark":
+        assert labelled(root / name / "test") == found
 
 
 def test_the_numbers_do_not_depend_on_the_form(root: Path) -> None:
