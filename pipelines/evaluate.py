@@ -19,6 +19,7 @@ from ito_ray.errors import ConfigError
 from pipelines.command import exit_code
 
 if TYPE_CHECKING:
+    from ito_ray.evaluation.encoder import Encoder
     from ito_ray.evaluation.report import Report
     from ito_ray.tracking.run import Store
 
@@ -119,9 +120,9 @@ def run(options: Evaluate, console: Console) -> Report:
         raise ConfigError(f"--workers {options.workers}: 0 for none, or how many.")
     _check(options, cfg)
     store = _store(cfg) if options.run or any(map(is_address, (options.model, *options.baselines))) else None
-    report, *baselines = [
-        _measure(model, options, cfg, store, console) for model in (options.model, *options.baselines)
-    ]
+    with console.status("Loading …"):  # all of them first: a wrong address must not cost the time of the others
+        opened = [_open(model, options, cfg, store) for model in (options.model, *options.baselines)]
+    report, *baselines = [_measure(one, options, cfg, console) for one in opened]
     page = write_files(
         report,
         options.out,
@@ -148,9 +149,18 @@ def _check(options: Evaluate, cfg: Config) -> None:
         choose(options.evaluators, pairs=bool(cfg.data.heldout), labelled=bool(cfg.eval.zero_shot))
 
 
-def _measure(model: str, options: Evaluate, cfg: Config, store: Store | None, console: Console) -> Report:
-    from ito_ray.evaluation.evaluate import evaluate
-    from ito_ray.evaluation.subject import one_pass
+@dataclass(frozen=True)
+class _Opened:
+    """An encoder and where it came from."""
+
+    model: str
+    """As it was given."""
+    address: str
+    """A folder, also for a registered model."""
+    encoder: Encoder
+
+
+def _open(model: str, options: Evaluate, cfg: Config, store: Store | None) -> _Opened:
     from ito_ray.runtime.encoders import open_encoder
 
     address = model
@@ -158,20 +168,26 @@ def _measure(model: str, options: Evaluate, cfg: Config, store: Store | None, co
         from ito_ray.tracking.registry import download  # mlflow takes seconds to import, and a folder needs none of it
 
         address = str(download(model, store))
-    with console.status(f"Loading {model} …"):
-        encoder = open_encoder(address, batch=cfg.eval.batch, name=model, download=options.download)
-        passes: Any = one_pass
-        if options.workers:
-            from ito_ray.runtime.evaluate import RayPasses  # and Ray only when asked for
+    encoder = open_encoder(address, batch=cfg.eval.batch, name=model, download=options.download)
+    return _Opened(model, address, encoder)
 
-            passes = RayPasses(address, cfg, options.workers, model)
-    with console.status(f"Encoding with {model} …"):
+
+def _measure(opened: _Opened, options: Evaluate, cfg: Config, console: Console) -> Report:
+    from ito_ray.evaluation.evaluate import evaluate
+    from ito_ray.evaluation.subject import one_pass
+
+    passes: Any = one_pass
+    if options.workers:
+        from ito_ray.runtime.evaluate import RayPasses  # and Ray only when asked for
+
+        passes = RayPasses(opened.address, cfg, options.workers, opened.model)
+    with console.status(f"Encoding with {opened.model} …"):
         return evaluate(
-            encoder,
+            opened.encoder,
             cfg,
             evaluators=options.evaluators or None,
             limit=options.limit,
-            thumbnail=THUMBNAIL if model == options.model else 0,
+            thumbnail=THUMBNAIL if opened.model == options.model else 0,
             probe=options.probe,
             passes=passes,
         )

@@ -49,9 +49,8 @@ class OpenClipEncoder:
                 )
                 self._tokenizer: Any = library.get_tokenizer(address)
             except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
-                raise ConfigError(
-                    f"model={model} cannot be loaded by OpenCLIP: {str(error).splitlines()[0][:300]}"
-                ) from error
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+                raise ConfigError(f"model={model} cannot be loaded by OpenCLIP ({reason}).") from error
         self._net: Any = net.to(self._device).eval()
 
     @torch.inference_mode()

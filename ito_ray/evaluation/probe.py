@@ -6,6 +6,8 @@ n training pictures, m test pictures, K classes, D width.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,14 +97,24 @@ def linear_probe(parts: Split) -> tuple[NDArray[np.bool_], float]:
 def nearest(parts: Split, k: int) -> NDArray[np.bool_]:
     """(m,) whether the vote of the k nearest training pictures, weighted by 1/distance, is right. k ≤ n."""
     model = KNeighborsClassifier(n_neighbors=k, weights="distance", algorithm="brute")
-    hits: NDArray[np.bool_] = model.fit(parts.train_nD, parts.train_n).predict(parts.test_mD) == parts.test_m
+    with _few_pictures_a_class():
+        model.fit(parts.train_nD, parts.train_n)
+    hits: NDArray[np.bool_] = model.predict(parts.test_mD) == parts.test_m
     return hits
 
 
 def _fit(image_nD: Embeddings, label_n: NDArray[np.int64], c: float) -> LogisticRegression:
-    with warnings.catch_warnings():
+    with _few_pictures_a_class():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after that many steps more change no digit
         return LogisticRegression(C=c, max_iter=_STEPS).fit(image_nD, label_n)
+
+
+@contextmanager
+def _few_pictures_a_class() -> Iterator[None]:
+    """Without scikit-learn's guess that many classes must be a regression."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        yield
 
 
 def _turns(label_n: NDArray[np.int64]) -> NDArray[np.int64]:

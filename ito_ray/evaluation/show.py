@@ -92,7 +92,8 @@ def write_files(
         usage=usage,
         dataset=dataset,
     )
-    pictures = [path for _, paths in drawn for path in paths] + [one.path for one in (*galleries, *maps) if one.path]
+    pictures = [path for _, paths in drawn for path in paths]
+    pictures += [gallery.path for gallery in galleries if gallery.path] + [drawn_map.path for drawn_map in maps]
     names = sorted(path.name for path in (page, out / METRICS, *pictures))
     document = {**json.loads(report.to_json()), "files": names}
     (out / METRICS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import ray
@@ -50,6 +51,8 @@ class RayPasses:
     name: str
 
     def __post_init__(self) -> None:
+        if Path(self.address).is_dir():  # workers may start in another folder
+            self.address = str(Path(self.address).absolute())
         connect(verbose=False)
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0
         actor = cast(Any, ray.remote(num_cpus=1, num_gpus=gpus)(_Worker))
