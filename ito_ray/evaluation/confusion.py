@@ -77,12 +77,8 @@ def confusion_section(found: ZeroShot, choice_N: NDArray[np.int64], names: Seque
     counted = confusion(found.labels, choice_N)
     wrong = counted.true_P != counted.taken_P
     true_P, taken_P, count_P = counted.true_P[wrong], counted.taken_P[wrong], counted.count_P[wrong]
-    errors_K = np.bincount(true_P, weights=count_P, minlength=len(names)) + np.bincount(
-        taken_P, weights=count_P, minlength=len(names)
-    )
-    present_K = np.bincount(found.labels, minlength=len(names)) > 0
-    shown = np.sort(np.lexsort((np.arange(len(names)), ~present_K, -errors_K))[: min(SHOWN, len(names))])
     images_K = np.bincount(found.labels, minlength=len(names))
+    shown = _shown(true_P, taken_P, images_K)
     seen = np.flatnonzero(images_K)
     share_S = found.per_class
     order = np.lexsort((seen, share_S))
@@ -91,7 +87,9 @@ def confusion_section(found: ZeroShot, choice_N: NDArray[np.int64], names: Seque
         for true, taken, count in zip(true_P[:LISTED], taken_P[:LISTED], count_P[:LISTED], strict=True)
     )
     hardest = tuple((names[seen[i]], f"{100 * share_S[i]:.0f} %", str(images_K[seen[i]])) for i in order[:LISTED])
-    where = "all classes" if len(shown) == len(names) else f"the {len(shown)} classes most often confused"
+    where = (
+        "all classes" if len(shown) == len(names) else f"{len(shown)} classes, those of the most frequent confusions,"
+    )
     picture = Picture(
         "confusion",
         f"Heat map of {where}: true class down, class put first across; the tables below say the same in words.",
@@ -106,6 +104,13 @@ def confusion_section(found: ZeroShot, choice_N: NDArray[np.int64], names: Seque
             Grid(("Class", "Top 1", "Images"), hardest, "Hardest classes"),
         ),
     )
+
+
+def _shown(true_P: NDArray[np.int64], taken_P: NDArray[np.int64], images_K: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Both ends of the most frequent confusions, so that these lie in the picture, then classes that have images."""
+    ends = np.stack([true_P, taken_P], axis=1).ravel().tolist()
+    in_order = dict.fromkeys([*ends, *np.argsort(images_K == 0, kind="stable").tolist()])
+    return np.sort(np.array(list(in_order)[:SHOWN], dtype=np.int64))
 
 
 def _draw(counts_CC: NDArray[np.int64], names: Sequence[str], path: Path) -> None:

@@ -109,7 +109,7 @@ def run_linear_probe(subject: Subject) -> Finding:
         (
             share("linear_probe/top1", "Linear probe, top 1", hits, groups=parts.test_m, chance=found.chance(1)),
             mean_per_class("linear_probe/mean_per_class", "Linear probe, mean per class", found),
-            Measure("linear_probe/c", "C of the probe", c, "count"),
+            Measure("linear_probe/c", "Inverse strength of the probe’s L2", c, "rank", detail=True),
             Measure("linear_probe/train", "images the probe was fitted to", len(parts.train_n), "count"),
             Measure("linear_probe/test", "images the probe was asked about", len(parts.test_m), "count"),
         )

@@ -96,8 +96,8 @@ def compare(report: Report, other: Report) -> Grid:
         difference = measure.difference(their)
         verdict = difference.text() + (" *" if difference.sure else "") if difference else "–"
         mine, yours = measure.cells(), their.cells()
-        rows.append((measure.label, f"{mine[1]} ({mine[2]})", f"{yours[1]} ({yours[2]})", verdict))
-    return Grid(("Measure", "This encoder", other.encoder, "Difference in points"), tuple(rows))
+        rows.append((measure.label, f"{mine[1]}\n{mine[2]}", f"{yours[1]}\n{yours[2]}", verdict))
+    return Grid(("Measure", "This encoder", "The other", "Difference in points"), tuple(rows))
 
 
 def _inline(path: Path) -> str:

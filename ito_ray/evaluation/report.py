@@ -98,9 +98,9 @@ class Difference:
         return self.interval[0] > 0 or self.interval[1] < 0
 
     def text(self) -> str:
-        """In points, e.g. `+3.1 (+0.4 – +5.9)`."""
+        """In points, e.g. `+3.1` and below it `+0.4 – +5.9`."""
         low, high = self.interval
-        return f"{100 * self.value:+.1f} ({100 * low:+.1f} – {100 * high:+.1f})"
+        return f"{100 * self.value:+.1f}\n{100 * low:+.1f} – {100 * high:+.1f}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 from ito_ray.config.schema import Config, DataConfig, EvalConfig
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation import probe, robustness
-from ito_ray.evaluation.confusion import confusion, confusion_section, first_choice
+from ito_ray.evaluation.confusion import _shown, confusion, confusion_section, first_choice
 from ito_ray.evaluation.embed import LabelledEmbeddings
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.evaluators import EVALUATORS, choose
@@ -182,6 +182,12 @@ def test_a_confusion_section_says_in_words_what_the_picture_shows(tmp_path: Path
     assert counts == sorted(counts, reverse=True)
     assert all(row[0] != row[1] for row in section.grids[0].rows)
     assert float(section.grids[1].rows[0][1].split()[0]) == round(100 * min(found.per_class))
+    counted = confusion(labels, first_choice(image, classes, found))
+    wrong = counted.true_P != counted.taken_P
+    shown = _shown(counted.true_P[wrong], counted.taken_P[wrong], np.bincount(labels, minlength=30))
+    assert len(shown) == 20
+    drawn = counted.matrix(shown)
+    assert drawn[~np.eye(20, dtype=bool)].max() == counts[0]
     section.pictures[0].draw(tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
