@@ -17,6 +17,10 @@ class DataError(ItoError, ValueError):
     """Shards that cannot be read, or too many bad samples in them."""
 
 
+class UnreadableError(DataError):
+    """A disk or store that went on failing; it may answer later."""
+
+
 class ExportError(ItoError, ValueError):
     """A model that must not leave: parity broken, fusion or pickle inside, unsupported towers."""
 

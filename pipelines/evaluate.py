@@ -27,32 +27,16 @@ THUMBNAIL = 160
 """Pixels: as large as the page shows them, a few kB each."""
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure an encoder: retrieval on held-out pairs, classification of labelled images, robustness, and more.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """On what a model is measured: a recipe's data, or what is given here."""
 
-    Writes index.html, metrics.json and pictures. Your own data needs no shards: a folder a class, or a CSV or Parquet
-    table of picture files with a class or caption column, does as well. For example:
-
-      python -m pipelines.evaluate --model models:/ito-dual-encoder@champion --recipe icons_cpu --report
-
-      python -m pipelines.evaluate --model FOLDER --zero-shot photos/ --evaluators zero_shot linear_probe knn
-
-      python -m pipelines.evaluate --model FOLDER --heldout pairs.csv --baselines OTHER open_clip:ViT-B-32,TAG
-    """
-
-    model: str
-    """A SentenceTransformer or OpenCLIP folder, a checkpoint RUN/step-…, open_clip:NAME,TAG, or models:/NAME@ALIAS."""
     recipe: str = ""
     """Take from this recipe whatever is not given below."""
-    evaluators: tuple[str, ...] = ()
-    """Of retrieval geometry zero_shot linear_probe knn robustness text_robustness; without it, the first three."""
     heldout: tuple[str, ...] = ()
     """Image-text pairs: shards (files, folders, globs, braces), a table, or a folder of name.jpg by name.txt."""
     zero_shot: tuple[str, ...] = ()
     """Labelled images: shards, a folder of class folders, a table, or a CLIP_benchmark folder."""
-    probe: tuple[str, ...] = ()
-    """Labelled images that linear_probe and knn are fitted to; without it, half of --zero-shot."""
     classes: str = ""
     """Text file, one class name a line, or `what the samples say<TAB>name`; folders and tables need none."""
     templates: str = ""
@@ -65,20 +49,6 @@ class Evaluate:
     """Read only so many samples of each set."""
     batch: int | None = None
     """Images encoded at a time."""
-    baselines: tuple[str, ...] = ()
-    """Other encoders to measure by the same code on the same data, and to compare with."""
-    download: bool = False
-    """Let OpenCLIP fetch weights that are not on this machine; nothing else ever asks the network."""
-    workers: int = 0
-    """Ray workers that share the embedding; 0 = here, without Ray."""
-    report: bool = False
-    """The long page: also the best and worst queries, a t-SNE map, and the curves of the run behind the model."""
-    out: Path = Path("evaluation")
-    """Folder for the results; those of an earlier evaluation are replaced."""
-    tracking_uri: str = ""
-    """Registry to take models:/ from and to log to; without it, the SQLite file in the recipe's output folder."""
-    run: str = ""
-    """MLflow run to log numbers, page and pictures to, and to take curves from: an id, or `new`."""
 
     def config(self) -> Config:
         """The recipe, or the defaults, with what was given laid over it.
@@ -98,9 +68,44 @@ class Evaluate:
         changes: dict[str, Any] = {
             "eval": {name: value for name, value in evaluation.items() if value is not None},
             "data": {"heldout": self.heldout} if self.heldout else {},
-            "tracking": {"uri": self.tracking_uri} if self.tracking_uri else {},
         }
         return overlay(base, changes, source="command line")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Measured):
+    """Measure an encoder: retrieval on held-out pairs, classification of labelled images, robustness, and more.
+
+    Writes index.html, metrics.json and pictures. Your own data needs no shards: a folder a class, or a CSV or Parquet
+    table of picture files with a class or caption column, does as well. For example:
+
+      python -m pipelines.evaluate --model models:/ito-dual-encoder@champion --recipe icons_cpu --report
+
+      python -m pipelines.evaluate --model FOLDER --zero-shot photos/ --evaluators zero_shot linear_probe knn
+
+      python -m pipelines.evaluate --model FOLDER --heldout pairs.csv --baselines OTHER open_clip:ViT-B-32,TAG
+    """
+
+    model: str
+    """A SentenceTransformer or OpenCLIP folder, a checkpoint RUN/step-…, open_clip:NAME,TAG, or models:/NAME@ALIAS."""
+    evaluators: tuple[str, ...] = ()
+    """Of retrieval geometry zero_shot linear_probe knn robustness text_robustness; without it, the first three."""
+    probe: tuple[str, ...] = ()
+    """Labelled images that linear_probe and knn are fitted to; without it, half of --zero-shot."""
+    baselines: tuple[str, ...] = ()
+    """Other encoders to measure by the same code on the same data, and to compare with."""
+    download: bool = False
+    """Let OpenCLIP fetch weights that are not on this machine; nothing else ever asks the network."""
+    workers: int = 0
+    """Ray workers that share the embedding; 0 = here, without Ray."""
+    report: bool = False
+    """The long page: also the best and worst queries, a t-SNE map, and the curves of the run behind the model."""
+    out: Path = Path("evaluation")
+    """Folder for the results; those of an earlier evaluation are replaced."""
+    tracking_uri: str = ""
+    """Registry to take models:/ from and to log to; without it, the SQLite file in the recipe's output folder."""
+    run: str = ""
+    """MLflow run to log numbers, page and pictures to, and to take curves from: an id, or `new`."""
 
 
 def run(options: Evaluate, console: Console) -> Report:
@@ -118,8 +123,8 @@ def run(options: Evaluate, console: Console) -> Report:
     cfg = options.config()
     if options.workers < 0:
         raise ConfigError(f"--workers {options.workers}: 0 for none, or how many.")
-    _check(options, cfg)
-    store = _store(cfg) if options.run or any(map(is_address, (options.model, *options.baselines))) else None
+    store = _store(options, cfg) if options.run or any(map(is_address, (options.model, *options.baselines))) else None
+    _check(options, cfg, store)
     with console.status("Loading …"):  # all of them first: a wrong address must not cost the time of the others
         opened = [_open(model, options, cfg, store) for model in (options.model, *options.baselines)]
     report, *baselines = [_measure(one, options, cfg, console) for one in opened]
@@ -141,10 +146,14 @@ def run(options: Evaluate, console: Console) -> Report:
     return report
 
 
-def _check(options: Evaluate, cfg: Config) -> None:
+def _check(options: Evaluate, cfg: Config, store: Store | None) -> None:
     """What can be refused before a model is loaded."""
     from ito_ray.evaluation.evaluators import choose
 
+    if store and options.run not in ("", "new"):
+        from ito_ray.tracking.evaluation import require_run
+
+        require_run(options.run, store)
     if options.evaluators and (cfg.data.heldout or cfg.eval.zero_shot):
         choose(options.evaluators, pairs=bool(cfg.data.heldout), labelled=bool(cfg.eval.zero_shot))
 
@@ -264,10 +273,10 @@ def is_address(model: str) -> bool:
     return model.startswith(("models:/", "runs:/"))
 
 
-def _store(cfg: Config) -> Store:
+def _store(options: Evaluate, cfg: Config) -> Store:
     from ito_ray.tracking.run import resolve_store
 
-    return resolve_store(cfg.tracking.uri, cfg.output)
+    return resolve_store(options.tracking_uri or cfg.tracking.uri, cfg.output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

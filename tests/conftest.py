@@ -17,6 +17,7 @@ os.environ.update(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With two processes (`-n 2 --dist loadgroup`) all tests on Ray stay in one, and each file's fixtures too."""
     for item in items:

@@ -238,6 +238,8 @@ class TrainConfig(Section):
     """One GPU per worker (nccl) instead of CPUs (gloo)."""
     node_labels: dict[str, str] = {}
     """Train only on nodes with these labels: {pool: train}. Empty: wherever there is room."""
+    wait_minutes: NonNegativeFloat = 0.0
+    """How long to wait at the start for nodes that an autoscaler brings; 0 = refuse what has no room now."""
     cpus_per_worker: PositiveFloat = 1.0
     """What Ray reserves; Ray Data needs at least one CPU beside all workers."""
     threads: PositiveInt = 1

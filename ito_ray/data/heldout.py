@@ -11,9 +11,10 @@ from PIL import Image
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.decode import decode_rgb
 from ito_ray.data.plan import Piece
-from ito_ray.data.rows import BadSample, Row, read_piece
+from ito_ray.data.rows import BadSample, Row, read_retrying
 from ito_ray.data.shards import list_shards
 from ito_ray.data.tally import Tally
+from ito_ray.errors import UnreadableError
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,32 @@ class HeldoutReader(PairReader):
 
     Raises:
         DataError: naming `field` when the patterns name no shard.
+        UnreadableError: while iterating, see `whole`.
     """
 
     def __init__(
         self, patterns: Sequence[str], columns: ColumnsConfig, *, limit: int | None = None, max_pixels: int, field: str
     ) -> None:
-        pieces = [Piece(shard.url, 0, 1) for shard in list_shards(patterns, field=field)]
-        rows = (row for piece in pieces for row in read_piece(piece, columns))
+        shards = list_shards(patterns, field=field)
+        rows = (row for shard in shards for row in shard_rows(shard.url, columns, field))
         super().__init__(rows, limit=limit, max_pixels=max_pixels)
+
+
+def shard_rows(url: str, columns: ColumnsConfig, field: str) -> Iterator[Row]:
+    """The rows of one shard; see `whole` for what is raised."""
+    return whole(read_retrying(Piece(url, 0, 1), columns), url, field)
+
+
+def whole(rows: Iterable[Row], url: str, field: str) -> Iterator[Row]:
+    """`rows` as they are, and a sentence where the disk or store fails: numbers of a part compare with nothing.
+
+    Raises:
+        UnreadableError: naming `url` and the setting `field`.
+    """
+    try:
+        yield from rows
+    except OSError as error:
+        raise UnreadableError(
+            f"{field}: {url} cannot be read to its end: {str(error)[:200]}. Try again when the disk or store answers, "
+            "or take it off the list."
+        ) from error

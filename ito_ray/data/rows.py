@@ -7,6 +7,7 @@ decoding (decode.py), image_unreadable, image_truncated, too_many_pixels.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -69,25 +70,41 @@ def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
                 yield _checked(piece.url, row.key, bad, detail, row, columns)
 
 
-def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
-    """All rows of a piece; a disk or store that fails is asked again, longer and longer later.
+def read_retrying(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
+    """Rows of a piece; a disk or store that fails is asked again, longer and longer later, for the rows still missing.
 
-    If it goes on failing, what was read last is kept and the rest, as many rows as the plan expects of the piece, are
-    bad rows: a lost shard weighs in the run's account what its samples would have.
+    Raises:
+        OSError: it went on failing; at once if the shard is not there or closed to us.
     """
-    for wait in (*RETRY_SECONDS, None):
-        rows: list[Row] = []
+    done, waits = 0, iter(RETRY_SECONDS)
+    while True:
         try:
-            for row in read_piece(piece, columns):
-                rows.append(row)
-            return rows
-        except OSError as error:
-            failure = error
-        if wait is None or isinstance(failure, FileNotFoundError | PermissionError):
-            break
+            for row in itertools.islice(read_piece(piece, columns), done, None):
+                done += 1
+                yield row
+            return
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            wait = next(waits, None)
+            if wait is None:
+                raise
         time.sleep(wait * random.uniform(0.5, 1.5))  # else all tasks would come back at the same moment
-    lost = Row("", None, (), bad="shard_unreadable", detail=str(failure)[:200], url=piece.url)
-    return rows + [lost] * max(1, piece.rows - len(rows))
+
+
+def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
+    """All rows of a piece, for training, which goes on without those that a failing disk or store keeps back.
+
+    What was read is kept and the rest, as many rows as the plan expects of the piece, are bad rows: a lost shard weighs
+    in the run's account what its samples would have.
+    """
+    rows: list[Row] = []
+    try:
+        rows.extend(read_retrying(piece, columns))
+    except OSError as error:
+        lost = Row("", None, (), bad="shard_unreadable", detail=str(error)[:200], url=piece.url)
+        rows += [lost] * max(1, piece.rows - len(rows))
+    return rows
 
 
 def _checked(

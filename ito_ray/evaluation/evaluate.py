@@ -9,7 +9,7 @@ from ito_ray.errors import ConfigError
 from ito_ray.evaluation.classes import read_classes, read_templates
 from ito_ray.evaluation.encoder import Encoder
 from ito_ray.evaluation.evaluators import choose
-from ito_ray.evaluation.measures import geometry_measures, retrieval_measures, zero_shot_measures
+from ito_ray.evaluation.measures import RECALLS, TOPS, geometry_measures, retrieval_measures, zero_shot_measures
 from ito_ray.evaluation.report import Measure, Report, Section
 from ito_ray.evaluation.subject import Passes, Subject, one_pass
 
@@ -19,6 +19,7 @@ __all__ = [
     "read_classes",
     "read_templates",
     "retrieval_measures",
+    "shares",
     "zero_shot_measures",
 ]
 
@@ -65,4 +66,12 @@ def evaluate(
         measures += found.measures
         sections += found.sections
     pairs = subject.pairs if "pairs" in vars(subject) else None  # not embedded for nothing
-    return Report(encoder.name, tuple(measures), dict(subject.dropped), pairs, tuple(sections))
+    names = subject.class_names if "labelled" in vars(subject) else ()
+    return Report(encoder.name, tuple(measures), dict(subject.dropped), pairs, names, tuple(sections))
+
+
+def shares(cfg: Config) -> tuple[str, ...]:
+    """Names of the shares that `evaluate` measures with this configuration: what two encoders can be compared by."""
+    retrieved = (f"heldout/r{k}_{way}" for way in ("text_to_image", "image_to_text") for k in RECALLS)
+    classified = (*(f"zero_shot/top{k}" for k in TOPS), "zero_shot/mean_per_class")
+    return (*(retrieved if cfg.data.heldout else ()), *(classified if cfg.eval.zero_shot else ()))

@@ -22,9 +22,8 @@ from ito_ray.evaluation.measures import (
     geometry_measures,
     mean_per_class,
     retrieval_measures,
-    share,
 )
-from ito_ray.evaluation.report import Grid, Measure, Picture, Section
+from ito_ray.evaluation.report import Grid, Measure, Picture, Sample, Section
 from ito_ray.evaluation.retrieval import retrieval
 from ito_ray.evaluation.subject import Finding, Subject
 from ito_ray.evaluation.zero_shot import ZeroShot, zero_shot
@@ -107,7 +106,7 @@ def run_linear_probe(subject: Subject) -> Finding:
     found = ZeroShot(np.where(hits, 1, 2), parts.test_m, classes=parts.classes)
     return Finding(
         (
-            share("linear_probe/top1", "Linear probe, top 1", hits, groups=parts.test_m, chance=found.chance(1)),
+            Measure.share("linear_probe/top1", "Linear probe, top 1", Sample(hits, parts.test_m), found.chance(1)),
             mean_per_class("linear_probe/mean_per_class", "Linear probe, mean per class", found),
             Measure("linear_probe/c", "Inverse strength of the probe’s L2", c, "rank", detail=True),
             Measure("linear_probe/train", "images the probe was fitted to", len(parts.train_n), "count"),
@@ -123,12 +122,11 @@ def run_knn(subject: Subject) -> Finding:
     parts = _split(subject)
     return Finding(
         tuple(
-            share(
+            Measure.share(
                 f"knn/top1_k{k}",
                 f"{k} nearest neighbour{'s' * (k > 1)}, top 1",
-                probe.nearest(parts, k),
-                groups=parts.test_m,
-                chance=1 / parts.classes,
+                Sample(probe.nearest(parts, k), parts.test_m),
+                1 / parts.classes,
             )
             for k in probe.NEIGHBOURS
             if k <= len(parts.train_n)
@@ -250,10 +248,10 @@ def _again(
 ) -> list[Measure]:
     """The mean over all changes for the headline, each change as a detail, and the clean number on the same samples."""
     return [
-        share(f"{kind}/{task}/mean", label, robustness.levels(hits), groups=groups),
-        share(f"{kind}/{task}/unchanged", f"{label}: unchanged", clean, groups=groups, detail=True),
+        Measure.share(f"{kind}/{task}/mean", label, Sample(robustness.levels(hits), groups)),
+        Measure.share(f"{kind}/{task}/unchanged", f"{label}: unchanged", Sample(clean, groups), detail=True),
         *(
-            share(f"{kind}/{task}/{name}", f"{label}: {name}", one, groups=groups, detail=True)
+            Measure.share(f"{kind}/{task}/{name}", f"{label}: {name}", Sample(one, groups), detail=True)
             for name, one in hits.items()
         ),
     ]

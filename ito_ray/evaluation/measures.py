@@ -12,39 +12,18 @@ from numpy.typing import NDArray
 from ito_ray.evaluation import geometry
 from ito_ray.evaluation.embed import LabelledEmbeddings, PairEmbeddings
 from ito_ray.evaluation.encoder import Embeddings, Encoder
-from ito_ray.evaluation.intervals import bootstrap_ci, bootstrap_median_ci, half_sample_ci
-from ito_ray.evaluation.report import CONFIDENCE, Drawn, Measure, Unit
+from ito_ray.evaluation.intervals import bootstrap_median_ci, half_sample_ci
+from ito_ray.evaluation.report import CONFIDENCE, Measure, Sample, Unit
 from ito_ray.evaluation.retrieval import Ranks, retrieval
 from ito_ray.evaluation.similarity import chunks
 from ito_ray.evaluation.zero_shot import ZeroShot, class_embeddings, zero_shot
 
 RECALLS = (1, 5, 10)
+TOPS = (1, 5)
 GEOMETRY_PAIRS = 2000
 """Uniformity compares every pair of these."""
 _UNITS = 512
 """Lots that the interval of the modality gap draws halves of."""
-
-
-def share(
-    name: str,
-    label: str,
-    hits: NDArray[np.bool_] | NDArray[np.float64],
-    *,
-    groups: NDArray[np.int64] | None = None,
-    chance: float | None = None,
-    detail: bool = False,
-) -> Measure:
-    """The mean of `hits` with its interval; `groups` as in `bootstrap_ci`."""
-    return Measure(
-        name=name,
-        label=label,
-        value=float(hits.mean()),
-        unit="share",
-        interval=bootstrap_ci(hits, groups=groups, confidence=CONFIDENCE),
-        chance=chance,
-        drawn=Drawn(hits.astype(np.float64), groups),
-        detail=detail,
-    )
 
 
 def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
@@ -62,7 +41,7 @@ def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
         groups = pairs.owner if slug == "text_to_image" else None
         for k in RECALLS:
             name, chance = f"heldout/r{k}_{slug}", ranks.chance(k)
-            measures.append(share(name, f"{label}, R@{k}", ranks.hits(k), groups=groups, chance=chance))
+            measures.append(Measure.share(name, f"{label}, R@{k}", Sample(ranks.hits(k), groups), chance))
         measures.append(
             Measure(
                 name=f"heldout/median_rank_{slug}",
@@ -131,10 +110,10 @@ def classified_measures(labelled: LabelledEmbeddings, class_KD: Embeddings) -> l
     found = zero_shot(labelled.image, labelled.labels, class_KD)
     return [
         *(
-            share(
-                f"zero_shot/top{k}", f"Zero-shot, top {k}", found.hits(k), groups=found.labels, chance=found.chance(k)
+            Measure.share(
+                f"zero_shot/top{k}", f"Zero-shot, top {k}", Sample(found.hits(k), found.labels), found.chance(k)
             )
-            for k in (1, 5)
+            for k in TOPS
         ),
         mean_per_class("zero_shot/mean_per_class", "Zero-shot, mean per class", found),
         Measure("zero_shot/classes", "classes", len(class_KD), "count"),
@@ -144,7 +123,7 @@ def classified_measures(labelled: LabelledEmbeddings, class_KD: Embeddings) -> l
 
 def mean_per_class(name: str, label: str, found: ZeroShot) -> Measure:
     """Top-1 averaged over classes."""
-    return share(name, label, found.per_class, chance=found.chance(1))
+    return Measure.share(name, label, Sample(found.per_class), found.chance(1))
 
 
 def _gap(pairs: PairEmbeddings) -> Measure:

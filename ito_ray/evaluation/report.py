@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ito_ray.evaluation.embed import PairEmbeddings
-from ito_ray.evaluation.intervals import paired_ci
+from ito_ray.evaluation.intervals import bootstrap_ci, paired_ci
 
 Unit = Literal["share", "rank", "distance", "count"]
 
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What a share is the mean of: kept so that two encoders can be compared sample by sample."""
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a share is the mean of."""
 
-    values: NDArray[np.float64]
-    """(n,) in [0, 1]."""
+    hits: NDArray[np.bool_] | NDArray[np.float64]
+    """(n,) whether each query was answered, or a value in [0, 1]."""
     groups: NDArray[np.int64] | None = None
-    """(n,) samples that stand or fall together."""
+    """(n,) as in `bootstrap_ci`."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,18 @@ class Measure:
     """95 %."""
     chance: float | None = None
     """The same number for a random order."""
-    drawn: Drawn | None = field(default=None, repr=False, compare=False)
-    """Its samples, for `difference`."""
+    sample: Sample | None = field(default=None, repr=False, compare=False)
+    """Of a share: what two encoders are compared by."""
     detail: bool = False
     """Shown in its section only, not in the headline."""
+
+    @classmethod
+    def share(
+        cls, name: str, label: str, sample: Sample, chance: float | None = None, *, detail: bool = False
+    ) -> Measure:
+        """The mean of a sample, with its interval."""
+        interval = bootstrap_ci(sample.hits, groups=sample.groups, confidence=CONFIDENCE)
+        return cls(name, label, float(sample.hits.mean()), "share", interval, chance, sample, detail)
 
     @property
     def times_chance(self) -> float | None:
@@ -77,10 +85,10 @@ class Measure:
 
     def difference(self, other: Measure) -> Difference | None:
         """This share less the other's on the same samples; None where they are not the same samples."""
-        if self.drawn is None or other.drawn is None or len(self.drawn.values) != len(other.drawn.values):
+        if self.sample is None or other.sample is None or len(self.sample.hits) != len(other.sample.hits):
             return None
-        mine, theirs = self.drawn.values, other.drawn.values
-        low, high = paired_ci(mine, theirs, groups=self.drawn.groups, confidence=CONFIDENCE)
+        mine, theirs = self.sample.hits, other.sample.hits
+        low, high = paired_ci(mine, theirs, groups=self.sample.groups, confidence=CONFIDENCE)
         return Difference(self.value - other.value, (low, high))
 
 
@@ -145,8 +153,14 @@ class Report:
     """Samples that could not be used, by reason."""
     pairs: PairEmbeddings | None = None
     """The held-out pairs, for pictures."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of the zero-shot set."""
     sections: tuple[Section, ...] = ()
     """What the evaluators show, in their order."""
+
+    def sample(self, name: str) -> Sample:
+        """What the share `name` is the mean of; KeyError when there is none."""
+        return {m.name: m.sample for m in self.measures if m.sample is not None}[name]
 
     def metrics(self) -> dict[str, float]:
         """Flat name to value, for a tracker."""

@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ito_ray.config.schema import ColumnsConfig, Config
-from ito_ray.data.heldout import PairReader
-from ito_ray.data.plan import Piece
+from ito_ray.data.heldout import PairReader, shard_rows, whole
 from ito_ray.data.prepare.folders import PICTURES, list_pairs
 from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.tables import Columns, list_table
-from ito_ray.data.rows import Row, read_piece
+from ito_ray.data.rows import Row
 from ito_ray.data.shards import list_shards, open_shard
 from ito_ray.data.tar import IMAGE_EXTENSIONS, read_tar
 from ito_ray.errors import ConfigError, DataError
@@ -51,13 +50,15 @@ class ShardSource:
 
     urls: tuple[str, ...]
     columns: ColumnsConfig
+    field: str
+    """The setting that they come from, for messages."""
 
     @property
     def pieces(self) -> int:
         return len(self.urls)
 
     def rows(self, piece: int) -> Iterator[Row]:
-        return read_piece(Piece(self.urls[piece], 0, 1), self.columns)
+        return shard_rows(self.urls[piece], self.columns, self.field)
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ class FileSource:
     """Pictures in files of their own."""
 
     listed: tuple[Listed, ...]
+    field: str
 
     @property
     def pieces(self) -> int:
         return -(-len(self.listed) // LISTED_PER_PIECE)
 
     def rows(self, piece: int) -> Iterator[Row]:
-        return map(load, self.listed[piece * LISTED_PER_PIECE : (piece + 1) * LISTED_PER_PIECE])
+        part = self.listed[piece * LISTED_PER_PIECE : (piece + 1) * LISTED_PER_PIECE]
+        return (row for one in part for row in whole(map(load, (one,)), one.image, self.field))
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,16 @@ class NumberedSource:
     """CLIP_benchmark's tars: a picture and `cls`, the number of its class."""
 
     urls: tuple[str, ...]
+    field: str
 
     @property
     def pieces(self) -> int:
         return len(self.urls)
 
     def rows(self, piece: int) -> Iterator[Row]:
-        url = self.urls[piece]
+        return whole(self._rows(self.urls[piece]), self.urls[piece], self.field)
+
+    def _rows(self, url: str) -> Iterator[Row]:
         with open_shard(url) as file:
             for sample in read_tar(file, 0, 1):
                 image = next((sample.members[e] for e in IMAGE_EXTENSIONS if e in sample.members), None)
@@ -123,9 +129,9 @@ def open_pairs(cfg: Config) -> Source:
     if len(given) == 1:
         path = Path(given[0])
         if _is_table(path):
-            return FileSource(tuple(list_table(path, None, Columns())[0]))
+            return FileSource(tuple(list_table(path, None, Columns())[0]), "data.heldout")
         if _holds_pictures(path):
-            return FileSource(tuple(list_pairs(path)[0]))
+            return FileSource(tuple(list_pairs(path)[0]), "data.heldout")
     return _shards(cfg, given, "data.heldout")
 
 
@@ -147,26 +153,26 @@ def open_labelled(cfg: Config, given: Sequence[str], field: str) -> Labelled:
             if (root / CLASSNAMES).is_file() and split.is_dir():
                 return _clip_benchmark(root, split, cfg, field)
         if _is_table(path):
-            return _named(_of_table(path, cfg.eval.zero_shot_field), cfg)
+            return _named(_of_table(path, cfg.eval.zero_shot_field), cfg, field)
         if path.is_dir() and (classes := _class_folders(path)):
-            return _named(_of_folders(path, classes), cfg)
+            return _named(_of_folders(path, classes), cfg, field)
+    source = _shards(cfg, given, field)
     if not cfg.eval.classes:
         raise ConfigError(
             f"eval.classes is empty, but {field} names shards: give a text file with one class name a line (a folder "
             "a class, or a table, needs none)."
         )
-    source = _shards(cfg, given, field)
     return Labelled(
         source, cfg.eval.zero_shot_field, read_class_table(cfg.eval.classes), read_templates(cfg.eval.templates)
     )
 
 
-def _named(listed: list[Listed], cfg: Config) -> Labelled:
+def _named(listed: list[Listed], cfg: Config, field: str) -> Labelled:
     """Classes from the class file, or those that are there; the captions of `listed` are their classes."""
     there = sorted({row.captions[0] for row in listed if row.captions})
     table = read_class_table(cfg.eval.classes) if cfg.eval.classes else {name: name.replace("_", " ") for name in there}
     rows = (replace(row, meta={_LABEL: row.captions[0]}) if row.captions else row for row in listed)
-    return Labelled(FileSource(tuple(rows)), _LABEL, table, read_templates(cfg.eval.templates))
+    return Labelled(FileSource(tuple(rows), field), _LABEL, table, read_templates(cfg.eval.templates))
 
 
 def _of_folders(path: Path, classes: Sequence[str]) -> list[Listed]:
@@ -206,11 +212,11 @@ def _clip_benchmark(root: Path, split: Path, cfg: Config, field: str) -> Labelle
     own = root / TEMPLATES
     templates = read_templates(cfg.eval.templates or (str(own) if own.is_file() else ""))
     table = {str(number): name for number, name in enumerate(names)}
-    return Labelled(NumberedSource(tuple(shard.url for shard in shards)), _LABEL, table, templates)
+    return Labelled(NumberedSource(tuple(shard.url for shard in shards), field), _LABEL, table, templates)
 
 
 def _shards(cfg: Config, given: Sequence[str], field: str) -> ShardSource:
-    return ShardSource(tuple(shard.url for shard in list_shards(given, field=field)), cfg.data.columns)
+    return ShardSource(tuple(shard.url for shard in list_shards(given, field=field)), cfg.data.columns, field)
 
 
 def _is_table(path: Path) -> bool:

@@ -91,7 +91,10 @@ class Subject:
         task = partial(_pairs, batch=self.cfg.eval.batch, captions=self.captions, thumbnail=self.thumbnail)
         found = join_pairs(self._go(self.pair_source, task))
         if not found.keys:
-            raise DataError("data.heldout gave no pair with a readable image and a caption.")
+            lost = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+            raise DataError(
+                f"data.heldout gave no pair with a readable image and a caption; dropped: {lost or 'none'}."
+            )
         return found
 
     @cached_property

@@ -38,22 +38,22 @@ def connect(*, verbose: bool) -> None:
         for name in ("ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
     level = logging.INFO if verbose else logging.ERROR
-    environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
     if "RAY_ADDRESS" in os.environ:
+        environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
         ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
         return
+    # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
     ray.init(
         address="local",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env=environment,
         logging_level=level,
         log_to_driver=verbose,
     )
 
 
-def mistake_behind(error: BaseException | None) -> ItoError | None:
+def user_mistake(error: BaseException | None) -> ItoError | None:
     """The user's mistake behind what Ray wraps around it, if there is one."""
     while error is not None:
         # Ray raises a class that derives from the cause's, whose text is the whole traceback: that is not the one.

@@ -16,7 +16,7 @@ from ito_ray.data.tally import Tally
 from ito_ray.evaluation.encoder import Encoder
 from ito_ray.evaluation.sources import Source, read
 from ito_ray.evaluation.subject import Task
-from ito_ray.runtime.cluster import connect, mistake_behind
+from ito_ray.runtime.cluster import connect, user_mistake
 from ito_ray.runtime.encoders import open_encoder
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def _mistakes() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = mistake_behind(error)
+        known = user_mistake(error)
         if known is None:
             raise
         raise known from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan, make_plan
@@ -70,35 +71,53 @@ def require_resources(cfg: Config) -> None:
     """Refuse what the cluster can never schedule; Ray would wait for ever.
 
     Raises:
-        ClusterError: too few CPUs beside the workers for Ray Data, too few GPUs, or no node with the wanted labels.
+        ClusterError: too few CPUs beside the workers for Ray Data, too few GPUs, or no node with the wanted labels,
+            also after `train.wait_minutes`.
     """
-    _require_labels("data.node_labels", cfg.data.node_labels)
-    _require_labels("train.node_labels", cfg.train.node_labels)
+    if cfg.train.wait_minutes and _lacking(cfg):
+        _wait_for_nodes(cfg)
+    if reason := _lacking(cfg):
+        raise ClusterError(f"{reason} Where an autoscaler adds nodes, --train.wait-minutes 15 waits for them.")
+
+
+def _lacking(cfg: Config) -> str:
+    """What the nodes that are up do not have, and what to do; empty if nothing."""
+    for field, labels in (("data.node_labels", cfg.data.node_labels), ("train.node_labels", cfg.train.node_labels)):
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1]
+        if labels and not any(labels.items() <= node["Labels"].items() for node in nodes):
+            label = ",".join(f"{key}={value}" for key, value in labels.items())
+            return (
+                f"{field}={labels} is on none of the cluster's {len(nodes)} nodes with CPUs: start one with "
+                f"`ray start --labels {label}`, or correct the field."
+            )
     total = ray.cluster_resources()
     wanted = cfg.train.workers * cfg.train.cpus_per_worker
     cpus = total.get("CPU", 0.0)
     if wanted + 1 > cpus:
-        raise ClusterError(
+        return (
             f"train.workers={cfg.train.workers} × train.cpus_per_worker={cfg.train.cpus_per_worker:g} leave "
             f"{cpus - wanted:g} of the cluster's {cpus:g} CPUs, but Ray Data needs at least one: lower one of them "
             "or add nodes."
         )
     if cfg.train.gpu and total.get("GPU", 0.0) < cfg.train.workers:
-        raise ClusterError(
+        return (
             f"train.workers={cfg.train.workers} with train.gpu need as many GPUs, but the cluster has "
             f"{total.get('GPU', 0.0):g}: lower train.workers, add nodes, or set --train.no-gpu."
         )
+    return ""
 
 
-def _require_labels(field: str, wanted: dict[str, str]) -> None:
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1]
-    if not wanted or any(wanted.items() <= node["Labels"].items() for node in nodes):
-        return
-    label = ",".join(f"{key}={value}" for key, value in wanted.items())
-    raise ClusterError(
-        f"{field}={wanted} is on none of the cluster's {len(nodes)} nodes with CPUs: start one with "
-        f"`ray start --labels {label}`, or correct the field."
+def _wait_for_nodes(cfg: Config) -> None:
+    """Ask for all that the run will hold at once, so that an autoscaler sees it, and let go of it again."""
+    bundle = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
+    asked = placement_group(
+        [bundle] * cfg.train.workers + [{"CPU": 1.0}],
+        bundle_label_selector=[cfg.train.node_labels] * cfg.train.workers + [cfg.data.node_labels],
     )
+    try:
+        asked.wait(60 * cfg.train.wait_minutes)
+    finally:
+        remove_placement_group(asked)
 
 
 def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ito_ray.data.prepare.job import Job, alone, open_job
 from ito_ray.data.prepare.options import Output
-from ito_ray.runtime.cluster import connect, mistake_behind
+from ito_ray.runtime.cluster import connect, user_mistake
 from ito_ray.runtime.console import progress_line
 from ito_ray.runtime.stream import Rest
 
@@ -73,7 +73,7 @@ def _run(job: Job, numbers: Sequence[int], what: Literal["inspect", "write"], *,
                 done, samples = done + len(batch["samples"]), samples + int(batch["samples"].sum())
                 update(done / total, f"{done:,} of {total:,}, {samples:,} samples")
         except Exception as error:
-            known = mistake_behind(error)
+            known = user_mistake(error)
             if known is None:
                 raise
             raise known from None

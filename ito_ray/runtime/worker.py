@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ito_ray.data.position import Position, Taken
 from ito_ray.data.tokens import load_tokenizer
-from ito_ray.errors import ItoError
+from ito_ray.errors import ItoError, UnreadableError
 from ito_ray.evaluation.encoder import TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.methods import build_method
@@ -81,7 +81,11 @@ def _train(launch: Launch) -> None:
                 shipped.load_state_dict(weights)
         if rank == 0:  # the others wait in the next collective
             encoder = TowerEncoder(shipped, tokenizer, device, cfg.eval.batch)
-            log("eval", done, evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics())
+            try:
+                found = evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics()
+            except UnreadableError:  # a store that fails for a while costs a point of the curve, not the run
+                found = {"unreadable": 1.0}
+            log("eval", done, found)
 
     def save(done: int) -> None:
         position.merge(_of_all_ranks(position.local))

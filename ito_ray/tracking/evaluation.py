@@ -34,6 +34,18 @@ def read_curves(run_id: str, store: Store) -> dict[str, list[tuple[int, float]]]
         raise TrackingError(f"{store.uri} does not give the run {run_id!r}: {error.message}") from error
 
 
+def require_run(run_id: str, store: Store) -> None:
+    """Refuse a run that is not there, before anything is measured.
+
+    Raises:
+        TrackingError: no such run.
+    """
+    try:
+        open_client(store).get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(f"{store.uri} does not give the run {run_id!r}: {error.message}") from error
+
+
 def run_behind(uri: str, store: Store) -> str:
     """Id of the run that trained a registered model; "" when the registry does not know."""
     if uri.startswith("runs:/"):

@@ -135,10 +135,10 @@ def train(
             metrics = _mean_over_ranks(terms) | instruments(features, scale)
             if rank() == 0:
                 hooks.report(done, metrics | {"logit_scale": scale.item(), "lr": rate} | clock.rates())
-        if checkpoint_now:
-            hooks.checkpoint(done)
         if evaluate_now:
             hooks.evaluate(done)
+        if checkpoint_now:  # last, since it keeps what was reported up to it: a resumed run will not report it again
+            hooks.checkpoint(done)
         if checkpoint_now or evaluate_now:
             clock.rates()  # neither checkpoints nor evaluations count as training time
 

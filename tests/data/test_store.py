@@ -12,10 +12,12 @@ import pytest
 
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data import rows as module
+from ito_ray.data.heldout import HeldoutReader
 from ito_ray.data.plan import Piece, make_plan
+from ito_ray.data.prepare.stored import ShardSource
 from ito_ray.data.rows import Row, read_patiently
 from ito_ray.data.shards import list_shards, open_shard
-from ito_ray.errors import DataError
+from ito_ray.errors import DataError, UnreadableError
 from tests.data.makers import good_tar
 from tests.data.store import Store, serving
 
@@ -94,6 +96,39 @@ def test_a_shard_that_vanishes_is_not_waited_for(store: Store, name: str, monkey
     monkeypatch.setattr(module, "RETRY_SECONDS", (60.0,))
     (store.folder / name).unlink()
     assert _reasons(_read(store.url(name))) == ["shard_unreadable"] * 40
+
+
+def test_held_out_pairs_are_waited_for_too_and_come_once_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ito_ray.data.tar._CHUNK", 4096)
+    monkeypatch.setattr("ito_ray.data.tar._CHUNK_BEYOND", 4096)
+    asked = 0
+
+    def refuse(method: str, key: str) -> int | None:
+        nonlocal asked
+        asked += method == "GET"
+        return 503 if method == "GET" and 6 < asked < 11 else None
+
+    store.fault = refuse
+    reader = HeldoutReader([store.url("0.tar")], ColumnsConfig(), max_pixels=10**8, field="data.heldout")
+    assert [pair.key for pair in reader] == [row.key for row in _read(str(store.folder / "0.tar"))]
+    assert asked > 11, "it failed with some pairs read, and went on"
+
+
+def test_held_out_pairs_that_cannot_be_read_are_refused(store: Store) -> None:
+    reader = HeldoutReader([store.url("0.tar")], ColumnsConfig(), max_pixels=10**8, field="data.heldout")
+    store.fault = lambda method, key: 503
+    with pytest.raises(UnreadableError, match=r"data\.heldout: s3://bucket/0\.tar.* cannot be read to its end"):
+        list(reader)
+
+
+def test_preparing_from_a_store_that_fails_stops_rather_than_loses(store: Store) -> None:
+    source = ShardSource.open([store.url("0.tar")], "own", ColumnsConfig())
+    whole = [row.key for _, row in source.read(0)]
+    store.fault = lambda method, key: 503
+    with pytest.raises(UnreadableError, match="Run the same command again"):
+        list(source.read(0))
+    store.fault = lambda method, key: None
+    assert [row.key for _, row in source.read(0)] == whole
 
 
 def test_a_slow_store_is_slow_and_no_more(store: Store) -> None:

@@ -174,7 +174,7 @@ def test_a_full_report_has_everything_and_says_it_without_pictures(few: PairEmbe
     section = Section("Confusions", "note", (), (grid,))
     curves = {"train/loss": [(1, 2.0), (5, 1.0)], "eval/geometry/modality_gap": [(1, 0.5), (5, 0.25)], "x": [(1, 1.0)]}
     page = write_files(
-        Report("shapes", measures, {}, pairs, (section,)),
+        Report("shapes", measures, {}, pairs, (), (section,)),
         tmp_path,
         title="t",
         usage="",

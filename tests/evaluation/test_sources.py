@@ -149,8 +149,9 @@ def test_underscores_of_folders_are_spaces_in_prompts(tmp_path: Path) -> None:
 
 def test_wrong_sources(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    write_shape_shards(tmp_path / "shards", 3)
     with pytest.raises(ConfigError, match=r"eval\.classes is empty, but eval\.zero_shot names shards"):
-        labelled(tmp_path / "empty")
+        labelled(tmp_path / "shards")
     classes = tmp_path / "c.txt"
     classes.write_text("a\nb\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"eval\.zero_shot: .*holds 0 files"):

@@ -1,9 +1,11 @@
-"""A cluster of two nodes of its own: prints where the stream's blocks were made. Run by test_placement.py."""
+"""A cluster of two nodes: prints where the stream's blocks were made and where a rank ran. Run by test_placement.py."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.position import Position
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.errors import ClusterError
+from ito_ray.runtime import trainer
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data, require_resources
 from ito_ray.runtime.stream import EntryReader, open_stream
@@ -25,9 +28,9 @@ from ito_ray.runtime.trainer import execution_options, start_monitor
 from tests.runtime.shards import caption, small_config
 
 
-def _config(folder: Path, pool: str) -> Config:
+def _config(folder: Path, pool: str, **train: Any) -> Config:
     """Pictures large enough that Ray puts the blocks into an object store, which small ones never see."""
-    return small_config(folder, data={"node_labels": {"pool": pool}}, model={"image": {"size": 64}})
+    return small_config(folder, data={"node_labels": {"pool": pool}}, model={"image": {"size": 64}}, train=train)
 
 
 def blocks_by_pool(cfg: Config, tokenizer: TokenizerFiles, pools: dict[str, str]) -> dict[str, int]:
@@ -48,21 +51,44 @@ def blocks_by_pool(cfg: Config, tokenizer: TokenizerFiles, pools: dict[str, str]
     return counts
 
 
+def node_of_rank(cfg: Config, tokenizer: TokenizerFiles) -> str:
+    """The node that Ray Train puts the only rank of the main job's trainer on."""
+    train: Any = trainer
+    told = Path(cfg.output) / "node"
+
+    def tell_node(given: dict[str, Any]) -> None:
+        told.write_text(ray.get_runtime_context().get_node_id())
+
+    train.train_worker = tell_node
+    data = plan_data(cfg)
+    train._trainer(cfg, data, tokenizer, start_monitor(cfg, data.plan, None)).fit()
+    return told.read_text()
+
+
 def main(folder: Path) -> None:
-    """Blocks by pool, asking for the data node, then for the training node: neither is chosen by chance."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "labels": {"pool": "head"}})
-    for pool in ("train", "data"):
-        cluster.add_node(num_cpus=1, labels={"pool": pool}, object_store_memory=100 << 20)
+    """Blocks by pool, and the rank's pool, asking for one node, then for the other: neither is chosen by chance."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "labels": {"pool": "train"}})
     ray.init(address=cluster.address, log_to_driver=False)
+    late = _config(folder, "data", wait_minutes=3)
+    with pytest.raises(ClusterError, match=r"on none of the cluster's 1 nodes .* --train.wait-minutes 15 waits"):
+        require_resources(_config(folder, "data"))
+    with ThreadPoolExecutor(1) as pool_of_one:
+        waiting = pool_of_one.submit(require_resources, late)
+        time.sleep(1)
+        assert not waiting.done(), "it waits for the node that comes next"
+        cluster.add_node(num_cpus=1, labels={"pool": "data"}, object_store_memory=100 << 20)
+        waiting.result(120)
     pools = {node["NodeID"]: node["Labels"]["pool"] for node in ray.nodes()}
     train_wordpiece((caption(number) for number in range(96)), 80, 12).save_pretrained(folder / "tokenizer")
     tokenizer = TokenizerFiles.read(folder / "tokenizer")
-    asked = {pool: _config(folder, pool) for pool in ("train", "data")}
-    with pytest.raises(ClusterError, match="on none of the cluster's 2 nodes with CPUs"):
-        require_resources(_config(folder, "gpu"))
-    for one in asked.values():
-        require_resources(one)
-    print(json.dumps({pool: blocks_by_pool(one, tokenizer, pools) for pool, one in asked.items()}))
+    blocks, ranks = {}, {}
+    for pool in ("train", "data"):
+        cfg = _config(folder, pool)
+        require_resources(cfg)
+        blocks[pool] = blocks_by_pool(cfg, tokenizer, pools)
+        cfg = small_config(folder, name=f"rank-{pool}", train={"node_labels": {"pool": pool}})
+        ranks[pool] = pools[node_of_rank(cfg, tokenizer)]
+    print(json.dumps({"blocks": blocks, "ranks": ranks}))
     ray.shutdown()
     cluster.shutdown()
 

@@ -7,6 +7,7 @@ the trainer got, told by nobody's bookkeeping. After STOP steps (0 = never) it w
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -43,22 +44,24 @@ def recording_worker(given: dict[str, Any]) -> None:
     worker.train_worker(given)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """The job's exit code."""
     from ito_ray.runtime import trainer as module
     from pipelines import train
 
     trainer: Any = module
-
     made = trainer.TorchTrainer
+    record = {"record": arguments[0], "stop": int(arguments[1])}
 
     def recorded(_: object, *, train_loop_config: dict[str, Any], **named: Any) -> Any:
-        record = {"record": sys.argv[1], "stop": int(sys.argv[2])}
         return made(recording_worker, train_loop_config={**train_loop_config, **record}, **named)
 
     trainer.TorchTrainer = recorded
-    return train.main(sys.argv[3:])
+    try:
+        return train.main(arguments[2:])
+    finally:
+        trainer.TorchTrainer = made
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Decoding happens on the nodes that `data.node_labels` asks for, on a cluster of two nodes besides the head."""
+"""Data tasks and ranks are where `data.node_labels` and `train.node_labels` ask for, in a cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 
 
 @pytest.mark.slow
-def test_blocks_are_made_on_the_nodes_that_were_asked_for(tmp_path: Path) -> None:
+def test_blocks_and_ranks_are_where_they_were_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.runtime.placement_child", str(tmp_path / "data")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    made = json.loads(done.stdout.splitlines()[-1])
-    assert made["data"]["data"] > 0 and made["data"]["train"] == made["data"]["head"] == 0
-    assert made["train"]["train"] > 0 and made["train"]["data"] == made["train"]["head"] == 0
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["blocks"]["data"]["data"] > 0 and found["blocks"]["data"]["train"] == 0
+    assert found["blocks"]["train"]["train"] > 0 and found["blocks"]["train"]["data"] == 0
+    assert found["ranks"] == {"train": "train", "data": "data"}

@@ -16,9 +16,9 @@ from ito_ray.data.plan import Piece
 from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.tables import CAPTION_COLUMNS
-from ito_ray.data.rows import BadSample, Row, read_piece, usable_captions
+from ito_ray.data.rows import BadSample, Row, read_retrying, usable_captions
 from ito_ray.data.shards import list_shards, mean_sample_bytes, rows_in
-from ito_ray.errors import ConfigError, DataError
+from ito_ray.errors import ConfigError, DataError, UnreadableError
 
 Keys = Literal["own", "shard"]
 
@@ -66,10 +66,21 @@ class ShardSource:
         return ShardSource(tuple(runs), digest, keys, columns, shared, {"shards": len(shards)})
 
     def read(self, piece: int, places: Collection[int] | None = None) -> Iterator[tuple[int, Row]]:
-        """Rows of one run."""
-        for place, row in enumerate(read_piece(self.runs[piece], self.columns)):
-            if places is None or place in places:
-                yield place, replace(row, key=self._key(row), meta=plain_meta(row.meta))
+        """Rows of one run.
+
+        Raises:
+            UnreadableError: the disk or store goes on failing; what is done stays, and the same command goes on.
+        """
+        run = self.runs[piece]
+        try:
+            for place, row in enumerate(read_retrying(run, self.columns)):
+                if places is None or place in places:
+                    yield place, replace(row, key=self._key(row), meta=plain_meta(row.meta))
+        except OSError as error:
+            raise UnreadableError(
+                f"{run.url} cannot be read to its end: {str(error)[:200]}. Run the same command again when the disk or "
+                "store answers: it goes on where it stopped."
+            ) from error
 
     def _key(self, row: Row) -> str:
         """`row 7` is the name that a Parquet file without keys gives; it begins anew in every file."""
