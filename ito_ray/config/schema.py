@@ -93,6 +93,8 @@ class DataConfig(Section):
     """Share of samples that may be dropped before the run stops."""
     max_pixels: PositiveInt = 64_000_000
     """Larger images are dropped unread: decompression bombs."""
+    licence: str = ""
+    """Of the training data, for the model card: "CC BY 4.0". Empty: the card says unknown."""
     node_labels: dict[str, str] = {}
     """Decode only on nodes with these labels (`ray start --labels pool=data`): {pool: data}. Empty: wherever a CPU is
     free, on the training nodes too."""

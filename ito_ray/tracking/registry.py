@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import tempfile
 import time
@@ -14,25 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, load_model, save_model
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
-from PIL import Image
 
 from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
 from ito_ray.tracking.run import Store, TrackedRun, open_client, open_experiment
+from ito_ray.tracking.signature import SERVING, example, signature
 
 ENCODER = "encoder"
-SERVING = {"batch_size": 32, "max_image_bytes": 20_000_000, "max_image_pixels": 64_000_000}
 REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
 SHA256 = "ito.sha256"
 RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe")
@@ -48,24 +43,6 @@ class Registered:
     version: str
     model_id: str
     """MLflow's LoggedModel."""
-
-
-def signature() -> ModelSignature:
-    """Two optional columns in; modality and embedding out; `batch_size` as a parameter."""
-    return ModelSignature(
-        inputs=Schema(
-            [ColSpec(DataType.string, "text", required=False), ColSpec(DataType.binary, "image", required=False)]
-        ),
-        outputs=Schema([ColSpec(DataType.string, "modality"), ColSpec(Array(DataType.float), "embedding")]),
-        params=ParamSchema([ParamSpec("batch_size", DataType.long, SERVING["batch_size"])]),
-    )
-
-
-def example() -> pd.DataFrame:
-    """One text row and one image row; "" and b"" stand for no value, since JSON null in a bytes column is refused."""
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(picture, "PNG")
-    return pd.DataFrame({"text": ["a photo of a cat", ""], "image": [b"", picture.getvalue()]})
 
 
 def register(
