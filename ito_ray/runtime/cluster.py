@@ -54,7 +54,7 @@ def connect(*, verbose: bool) -> None:
 
 
 def user_mistake(error: BaseException | None) -> ItoError | None:
-    """The user's mistake behind what Ray wraps around it, if there is one."""
+    """The user's mistake behind what Ray wraps around it."""
     while error is not None:
         # Ray raises a class that derives from the cause's, whose text is the whole traceback: that is not the one.
         if isinstance(error, ItoError) and type(error).__module__ == ItoError.__module__:

@@ -61,8 +61,8 @@ def _config(tmp: Path, workers: int) -> Config:
         "weights": {"big": 3, "rare": 1},
         "max_bad_fraction": 0.1,
     }
-    train = {"steps": STEPS, "global_batch": BATCH, "workers": workers, "checkpoint_every": 5, "micro_batch": 4}
-    train["parallel"] = "fsdp" if workers > 1 else "ddp"
+    train: dict[str, Any] = {"steps": STEPS, "global_batch": BATCH, "workers": workers, "checkpoint_every": 5}
+    train |= {"micro_batch": 4, "parallel": "fsdp" if workers > 1 else "ddp"}
     text = {"vocab_size": 200}  # enough to tell all captions apart
     changes = {"eval": {"every": 10}, "tracking": {"model_name": "small"}}
     return small_config(tmp, data=data, train=train, model={"text": text}, **changes)
