@@ -114,6 +114,7 @@ def test_the_winner_becomes_champion_and_the_decision_is_written_down(world: Wor
 
     run = registry.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["ito.gate"]) == ("FINISHED", "promoted")
+    assert run.inputs is not None
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"heldout", "zero_shot"}
     assert [one.model_id for one in run.inputs.model_inputs] == [logged_model(registry.version("2"))]
     assert run.data.params["gate.min_gain"] == "-1.0"
@@ -145,11 +146,12 @@ def test_a_better_encoder_wins_and_a_worse_one_does_not(world: World, monkeypatc
 
     def noise(count: int) -> Embeddings:
         vectors = np.random.default_rng(count).normal(size=(count, 16)).astype(np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: Embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
 
     monkeypatch.setattr(module, "FolderEncoder", Encoder)
     metrics = ("heldout/r1_text_to_image", "heldout/r1_image_to_text")
-    strict = {"min_gain": 0.0, "metrics": metrics, "max_latency_ratio": 1e9}
+    strict: dict[str, Any] = {"min_gain": 0.0, "metrics": metrics, "max_latency_ratio": 1e9}
     registry = world.registry("better", world.first, world.second)
     assert decide(world, registry, **strict).promoted
     registry = world.registry("worse", world.first, world.second)
@@ -183,7 +185,7 @@ def test_an_equal_candidate_is_refused_with_a_sentence(world: World) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_champion_that_moves_while_we_measure_wins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = world.registry("moves", world.first, world.second, world.second)
-    measure = module.judge
+    measure = gate.judge
 
     def meanwhile(*arguments: Any) -> Any:
         crown(registry, "2", expected="1", tags={})
