@@ -208,12 +208,13 @@ def apply(base: Config, changes: Changes, *, source: str) -> Config:
     for name, value in changes.items():
         path, place = _tuple_field(name)
         if place is not None:
-            values = tuples.setdefault(path, list(changes.get(path, value_of(base, path))))
-            if place >= len(values):
+            before = changes.get(path, value_of(base, path))
+            if not isinstance(before, tuple) or place >= len(before):
                 raise ConfigError(
-                    f"{source}: {name} has no such place, {path} has {len(values)} values: give all of them first, "
-                    f"e.g. --fix {path}=[1,1]."
+                    f"{source}: {name} has no such place, {path} is {before!r}. If that is a list that is too short, "
+                    f"give all of it first, e.g. --fix {path}=[1,1]."
                 )
+            values = tuples.setdefault(path, list(before))
             values[place] = value
             value = tuple(values)
         *sections, last = path.split(".")

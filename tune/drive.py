@@ -91,7 +91,14 @@ def _directory(trial: RayTrial) -> str:
     return f"{trial.config['trial']}-{trial.trial_id}"
 
 
-class _Next(RaySearcher):
+class _Unsaved:
+    """What Ray Tune pickles with its snapshots, which nobody reads."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Next(_Unsaved, RaySearcher):
     """Gives Ray Tune the plan's trials."""
 
     def __init__(self, sweep: Sweep, plan: Plan) -> None:
@@ -120,7 +127,7 @@ class _Next(RaySearcher):
         """Never asked for."""
 
 
-class _Judge(FIFOScheduler):
+class _Judge(_Unsaved, FIFOScheduler):
     """Writes evaluations down and decides; never tells Ray Tune to stop a trial, which would kill it."""
 
     def __init__(self, sweep: Sweep, plan: Plan) -> None:
@@ -157,7 +164,7 @@ class _Judge(FIFOScheduler):
         return verdict
 
 
-class _Clock(rtune.Callback):
+class _Clock(_Unsaved, rtune.Callback):
     """Counts time and money, and lets the table be drawn."""
 
     def __init__(self, sweep: Sweep, tick: Tick) -> None:

@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ito_ray.errors import DataError
 from pipelines.command import exit_code
 from tune import pictures
-from tune.book import BASELINE, Book
+from tune.book import BASELINE, TEST, Book
 from tune.decision import Decision, decide
 from tune.judging import Estimate, Objective, pareto, saved_steps, standings
 from tune.table import settings, short_name

@@ -6,6 +6,7 @@ cannot hold (tuples) are known to it by their place in the list.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -64,6 +65,7 @@ class OptunaSearcher:
 
     def __init__(self, name: SearcherName, space: Space, start: Config, objective: Objective, *, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # TPE's groups
         self._space, self._start, self._objective = space, start, objective
         self._name, self._seed = name, seed
         self.study = new_study(objective)
