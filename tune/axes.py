@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ class Space:
         values = [axis.domain.grid(points) for axis in self.axes]
         places = {axis.field: place for place, axis in enumerate(self.axes)}
         for combination in itertools.product(*values):
-            changes = self.draw(lambda axis, drawn=combination: drawn[places[axis.field]], start)
+            changes = self.draw(partial(_picked, combination, places), start)
             key = repr(sorted(changes.items()))
             if key not in seen:
                 seen.add(key)
@@ -191,6 +192,10 @@ class Space:
             (axis.field, str(axis.domain), _condition(axis.when.text, axis.otherwise) if axis.when else "")
             for axis in self.axes
         ]
+
+
+def _picked(combination: Sequence[Any], places: Mapping[str, int], axis: Axis) -> Any:
+    return combination[places[axis.field]]
 
 
 def _condition(text: str, otherwise: Any) -> str:

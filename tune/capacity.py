@@ -17,6 +17,9 @@ from ito_ray.config.schema import Config
 from ito_ray.errors import ClusterError
 
 MOST = 1000
+HEAD = "node:__internal_head__"
+DRIVER_BYTES = 2 << 30
+"""Memory that a trial takes on the head: its driver (1.0 GB) and Ray Train's controller beside it (0.7 GB)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ def _has(node: Node, labels: Mapping[str, str]) -> bool:
     return node.labels is None or labels.items() <= node.labels.items()
 
 
+def drivers_on_head(nodes: Sequence[Node]) -> int:
+    """Trials whose drivers fit into the head's memory; one at least, which is no more than the main job takes."""
+    memory = sum(node.resources.get("memory", 0.0) for node in nodes if HEAD in node.resources)
+    return max(1, int(memory // DRIVER_BYTES))
+
+
 def nodes_now() -> list[Node]:
     """Those that are up."""
     return [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
@@ -147,13 +156,15 @@ def require_capacity(need: Need, concurrent: int) -> Capacity:
         ClusterError: not one trial fits, or fewer than asked for.
     """
     now, most = nodes_now(), nodes_at_most()
-    capacity = Capacity(fitting(now, need), max(fitting(now, need), fitting(most, need)), need)
+    drivers = drivers_on_head(now)
+    fit_now = min(drivers, fitting(now, need))
+    capacity = Capacity(fit_now, max(fit_now, min(drivers, fitting(most, need))), need)
     cpus = sum(node.cpus for node in most)
     if not capacity.at_most:
         raise ClusterError(
             f"Not one trial fits: it needs {need}, but the cluster has {cpus:g} CPUs on {len(most)} nodes and at least "
-            "one whole CPU must stay free for Ray Data: lower train.workers, train.cpus_per_worker or --data-cpus, or "
-            "add nodes."
+            f"one whole CPU must stay free for Ray Data, and the head has memory for {drivers} drivers: lower "
+            "train.workers, train.cpus_per_worker or --data-cpus, or add nodes."
         )
     if concurrent > capacity.at_most:
         raise ClusterError(

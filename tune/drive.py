@@ -18,14 +18,15 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as RaySearcher
 
-from ito_ray.runtime.trial import Desk, Order, run_trial
+from ito_ray.runtime.desk import Desk, Order
+from ito_ray.runtime.trial import run_trial
 from tune.book import Book, Job, Spent, State
 from tune.budget import Budget
 from tune.capacity import nodes_now
 from tune.plan import Plan
 from tune.stopping import Stopping
 
-FAILED, STEP, VALUES = "failed", "step", "values"
+FAILED, STEP, VALUES = "failed", "step", "values/"
 DRIVER_RESOURCE = "node:__internal_head__"
 """A trial's driver runs beside the sweep's: it needs the tracker, and no node must wait for it."""
 SPENT_EVERY_SECONDS = 15.0
@@ -131,7 +132,7 @@ class _Judge(_Unsaved, FIFOScheduler):
     """Writes evaluations down and decides; never tells Ray Tune to stop a trial, which would kill it."""
 
     def __init__(self, sweep: Sweep, plan: Plan) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sweep, self._plan = sweep, plan
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: Mapping[str, Any]) -> str:
@@ -139,7 +140,9 @@ class _Judge(_Unsaved, FIFOScheduler):
         if FAILED in result:
             self._sweep.book.ended(key, "failed", result[FAILED])
         elif STEP in result:
-            verdict = self._verdict(key, result[STEP], result[VALUES])
+            # Ray Tune has made {"values": {name: …}} flat.
+            values = {name.removeprefix(VALUES): result[name] for name in result if name.startswith(VALUES)}
+            verdict = self._verdict(key, result[STEP], values)
             ray.get(self._sweep.desk.decide.remote(key, result[STEP], verdict))
         return self.CONTINUE
 

@@ -262,7 +262,7 @@ def advice(book: Book, decision: Decision | None, compared: Compared) -> list[st
         found.append("Train the winner to full length and register it: the same command with --register.")
     elif decision.best.point != BASELINE and decision.gain is None:
         found.append("Compare the leader with the recipe on fresh seeds before believing it: --confirm 3.")
-    elif decision.best.point != BASELINE and not decision.gain.is_worse:
+    elif decision.best.point != BASELINE and decision.gain is not None and not decision.gain.is_worse:
         found.append("The difference is within the spread of seeds: more of them (--confirm 8), or longer trials.")
     else:
         found.append("Keep the recipe, or search another space: the ones of tune/spaces.py, or one of your own.")

@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the book and MLflow have everything
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nobody resumes from Ray Tune's snapshots
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command like any other
-    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints a banner however quiet it is told to be
 }
 STATUS: Mapping[State, Status] = {
     "open": "KILLED",

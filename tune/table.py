@@ -13,11 +13,11 @@ from rich.table import Table
 
 from ito_ray.runtime.console import PLAIN_LINE_EVERY_SECONDS
 from tune.axes import Changes
-from tune.book import Book, Phase, Trial
+from tune.book import Book, Phase, State, Trial
 from tune.budget import Budget
 from tune.judging import Objective
 
-STATES = ("open", "finished", "stopped", "failed", "crashed")
+STATES: tuple[State, ...] = ("open", "finished", "stopped", "failed", "crashed")
 ROWS = 8
 
 

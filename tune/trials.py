@@ -8,8 +8,8 @@ from typing import Any
 
 from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
+from ito_ray.runtime.desk import Order
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.runtime.trial import Order
 from ito_ray.tracking.run import Store
 from tune.axes import Changes, apply
 from tune.book import BASELINE, Job

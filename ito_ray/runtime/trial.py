@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.tune
 
-from ito_ray.config.schema import Config
 from ito_ray.errors import ClusterError, ItoError
 from ito_ray.runtime import preflight, trainer
+from ito_ray.runtime.desk import Order
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
 from ito_ray.tracking.run import TrackedRun, open_run
@@ -27,52 +26,13 @@ STEP_SECONDS = "step_seconds"
 """Mean duration of a step, beside the evaluation's numbers."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a trial shall do."""
-
-    cfg: Config
-    recipe: str
-    folder: str
-    """The sweep's working folder, which relative paths of the configuration start from."""
-    tokenizer: TokenizerFiles | None
-    """The sweep's, where the trial's text tower and captions are the same; None: make one."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """Of the MLflow run."""
-
-
-@ray.remote(num_cpus=0)
-class Desk:
-    """Where trials fetch their orders and the sweep's word on each evaluation."""
-
-    def __init__(self) -> None:
-        self._orders: dict[str, Order] = {}
-        self._verdicts: dict[tuple[str, int], str] = {}
-
-    def place(self, trial: str, order: Order) -> None:
-        """Leave the order for a trial."""
-        self._orders[trial] = order
-
-    def order(self, trial: str) -> Order:
-        """Fetch it."""
-        return self._orders[trial]
-
-    def decide(self, trial: str, step: int, verdict: str) -> None:
-        """Leave the word on the evaluation at `step`: "" goes on, anything else is why the trial stops."""
-        self._verdicts[trial, step] = verdict
-
-    def verdict(self, trial: str, step: int) -> str:
-        """Fetch it; the sweep leaves it before Ray Tune lets the trial's report return."""
-        return self._verdicts[trial, step]
-
-
 def run_trial(given: dict[str, Any]) -> None:
     """Ray Tune's entry point; `given` is {"trial": key, "desk": name of the Desk}.
 
     Reports {"step", "values"} for every evaluation. A failure that would only come again is reported as {"failed":
     reason}; anything else is raised, and Ray Tune starts the trial once more from its checkpoint.
     """
-    key, desk = given["trial"], ray.get_actor(given["desk"])
+    key, desk = given["trial"], cast(Any, ray.get_actor(given["desk"]))
     order: Order = ray.get(desk.order.remote(key))
     os.chdir(order.folder)
     try:

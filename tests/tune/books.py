@@ -7,7 +7,7 @@ from typing import Any
 
 from ito_ray.config.schema import Config
 from tests.tiny import tiny_config
-from tune.book import BASELINE, Book, Job, Phase
+from tune.book import BASELINE, Book, Job, Phase, State
 from tune.judging import Objective
 
 FULL, EVERY = 90, 30
@@ -46,7 +46,7 @@ def fill(book: Book, point: int, weight: float, *, seed: int = 0, phase: Phase =
     changes = {} if point == BASELINE else {"method.fusion_weight": weight}
     key = book.started(Job(point, seed, phase, changes)).job.key
     for step in range(EVERY, last + 1, EVERY):
-        end = "finished" if step == FULL else "stopped" if step == last else "open"
+        end: State = "finished" if step == FULL else "stopped" if step == last else "open"
         verdict = "below the others" if end == "stopped" else ""
         book.evaluated(key, step, {"heldout/r1": score(weight, seed, step), "step_seconds": weight}, verdict, end)
 

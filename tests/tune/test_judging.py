@@ -13,7 +13,7 @@ from ito_ray.errors import ConfigError
 from tests.tune.books import FULL, OBJECTIVE, fill, finished_sweep, settings
 from tune.book import BASELINE, Book, Job, Spent, Trial
 from tune.budget import Budget
-from tune.capacity import Need, Node, fitting
+from tune.capacity import HEAD, Need, Node, drivers_on_head, fitting
 from tune.decision import confirmation_jobs, decide
 from tune.judging import Estimate, Objective, Standing, difference, pareto, saved_steps, standings
 
@@ -155,3 +155,9 @@ def _need(workers: int, cpus: float, *, gpus: float = 0.0, data: float = 1.0, po
 )
 def test_as_many_trials_as_can_never_wait_for_each_other(nodes: list[Node], need: Need, expected: int) -> None:
     assert fitting(nodes, need) == expected
+
+
+def test_drivers_are_bounded_by_the_heads_memory() -> None:
+    head, other = Node({HEAD: 1.0, "memory": 9.0 * 2**30}, {}), Node({"memory": 900.0 * 2**30}, {})
+    assert drivers_on_head([head, other]) == 4
+    assert drivers_on_head([other]) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tune.books import EVERY, FULL, OBJECTIVE, base, score
 from tune.axes import Axis, Choice, Range, Space
-from tune.book import BASELINE, Book, Job
+from tune.book import BASELINE, Book, Job, State
 from tune.budget import Budget
 from tune.judging import Objective
 from tune.plan import Confirmation, Search
@@ -29,7 +29,7 @@ def _run(book: Book, job: Job, last: int = FULL) -> None:
     """What a trial would tell."""
     weight = job.changes.get(LAMBDA, 2.0)
     for step in range(book.trials[job.key].steps + EVERY, last + 1, EVERY):
-        end = "finished" if step == FULL else "open"
+        end: State = "finished" if step == FULL else "open"
         book.evaluated(job.key, step, {"heldout/r1": score(weight, job.seed, step)}, "", end)
 
 
