@@ -27,7 +27,12 @@ class Budget:
     prices: Annotated[dict[str, float], tyro.conf.arg(metavar="RESOURCE PRICE")] = field(default_factory=dict)
     """An hour of one unit of each of the nodes' resources, e.g. CPU 0.04 GPU 1.2; all nodes that are up are paid."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            ConfigError: naming the option.
+        """
         for name in ("steps", "samples", "hours", "money"):
             if getattr(self, name) < 0:
                 raise ConfigError(

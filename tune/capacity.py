@@ -7,6 +7,7 @@ comes. So so many CPUs stay free as `data_cpus` says for each trial, and at leas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def fitting(nodes: Sequence[Node], need: Need) -> int:
 def _fit(nodes: Sequence[Node], need: Need, trials: int) -> bool:
     """Place workers on nodes that cannot decode first; of the others leave whole CPUs, as tasks need them."""
     wanted = trials * need.workers
-    for_data = max(1, round(trials * need.data_cpus + 0.499)) if need.data_cpus else 1
+    for_data = max(1, math.ceil(trials * need.data_cpus))
     order = sorted(nodes, key=lambda node: (_has(node, need.data_labels), -node.gpus))
     placed, whole_left = 0, 0
     for node in order:

@@ -43,19 +43,25 @@ def require_separate_test(test: Sequence[str], cfg: Config) -> None:
             )
 
 
-def measure_test(book: Book, maker: TrialMaker, patterns: Sequence[str]) -> dict[str, list[dict[str, float]]]:
-    """Measure the confirmed points on the test split, and never again.
+def measure_test(book: Book, maker: TrialMaker, patterns: Sequence[str]) -> None:
+    """Measure the confirmed points on the test split, each once, and write the scores into the book.
 
-    Returns:
-        Per point, as text, the metrics of each seed; from the book, if they were taken before.
+    Raises:
+        ConfigError: another split was read before.
     """
-    if TEST not in book.notes:
-        scores: dict[str, list[dict[str, float]]] = {}
-        for point, trials in book.points("confirm").items():
-            scores[str(point)] = [_measure(maker, trial.job, patterns) for trial in trials if trial.state == "finished"]
-        book.note(TEST, {"shards": list(patterns), "scores": scores})
-    kept: dict[str, list[dict[str, float]]] = book.notes[TEST]["scores"]
-    return kept
+    known = book.notes.get(TEST, {"shards": list(patterns), "scores": {}})
+    if known["shards"] != list(patterns):
+        raise ConfigError(
+            f"--test {' '.join(patterns)}: this sweep was tested on {' '.join(known['shards'])} before; a second "
+            "look at other data would let you choose the one you like. Give the same, or another --name."
+        )
+    scores = {
+        str(point): [_measure(maker, trial.job, patterns) for trial in trials if trial.state == "finished"]
+        for point, trials in book.points("confirm").items()
+        if str(point) not in known["scores"]
+    }
+    if scores:
+        book.note(TEST, {"shards": list(patterns), "scores": {**known["scores"], **scores}})
 
 
 def _measure(maker: TrialMaker, job: Job, patterns: Sequence[str]) -> dict[str, float]:

@@ -72,6 +72,7 @@ def check(options: SearchOptions, cfg: Config) -> None:
     for name, least in LEAST.items():
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give {least} or more.")
+    options.budget.check()
     if options.data_cpus < 0:
         raise ConfigError(f"--data-cpus is {options.data_cpus:g}: give 0 or more.")
     if not cfg.data.heldout and not cfg.eval.zero_shot:

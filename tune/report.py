@@ -255,7 +255,7 @@ def advice(book: Book, decision: Decision | None, compared: Compared) -> list[st
     found: list[str] = []
     failed = [trial for trial in book.trials.values() if trial.state in ("failed", "crashed")]
     if failed:
-        found.append(f"{len(failed)} trials failed; the first says: {failed[0].reason}")
+        found.append(f"{len(failed)} of {len(book.trials)} trials failed; the first says: {failed[0].reason}")
     if decision is None:
         return [*found, "No trial has finished: raise the budget and run the same command again."]
     if decision.is_better:

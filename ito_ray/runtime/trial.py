@@ -64,7 +64,7 @@ def _prepared(order: Order) -> tuple[Any, Train]:
     tokenizer = order.tokenizer
     if tokenizer is None:
         folder = Path(cfg.output).absolute() / cfg.name / "tokenizer"
-        preflight.require_model(cfg, preflight.prepare_tokenizer(cfg, data.plan, folder))
+        preflight.prepare_tokenizer(cfg, data.plan, folder)
         tokenizer = TokenizerFiles.read(folder)
     identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
     return identity, lambda on_metrics, judge: trainer.fit(cfg, data, tokenizer, on_metrics, judge)

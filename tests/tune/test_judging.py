@@ -116,9 +116,9 @@ def test_money_is_the_price_of_all_nodes() -> None:
     budget = Budget(money=1.0, prices={"CPU": 0.36, "GPU": 3.6})
     assert budget.rate([{"CPU": 10.0}, {"CPU": 2.0, "GPU": 1.0}]) == pytest.approx(12 * 1e-4 + 1e-3)
     with pytest.raises(ConfigError, match="there are no prices"):
-        Budget(money=1.0)
+        Budget(money=1.0).check()
     with pytest.raises(ConfigError, match=r"--budget\.steps is -1"):
-        Budget(steps=-1)
+        Budget(steps=-1).check()
 
 
 def _nodes(*cpus: float, gpus: float = 0.0, labels: dict[str, str] | None = None) -> list[Node]:
