@@ -68,7 +68,7 @@ def drive(sweep: Sweep, plan: Plan, folder: Path, *, concurrent: int, tick: Tick
         scheduler=_Judge(sweep, plan),
         num_samples=-1,
         max_concurrent_trials=concurrent,
-        reuse_actors=False,
+        reuse_actors=True,  # trials end by themselves, and the next one need not import everything again
         trial_dirname_creator=_directory,
         trial_name_creator=_directory,
     )

@@ -21,18 +21,19 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 STEPS, EVERY = 12, 4
 NAME = "small-ito_lambda"
-KEYS = ["p000-s0", "p001-s0", "p002-s0", "p000-s1000", "p001-s1000"]
+KEYS = ["p000-s0", "p001-s0", "p000-s1000"]
+FAILED = "p001-s0"
 
 
 def _start(tmp: Path) -> subprocess.Popen[str]:
-    """Three points, of which one cannot be trained; two trials side by side on two CPUs."""
+    """The recipe and a point that cannot be trained, side by side on two CPUs."""
     if not (tmp / "config.yaml").exists():
-        train = {"steps": STEPS, "cpus_per_worker": 0.25, "checkpoint_every": EVERY}
+        train = {"steps": STEPS, "cpus_per_worker": 0.25, "checkpoint_every": EVERY, "max_failures": 0}
         cfg = small_config(tmp, train=train, eval={"every": EVERY, "zero_shot": []})
         (tmp / "config.yaml").write_text(to_yaml(cfg))
         write_shards(tmp / "test", 24, 1)
-    options = ["--config", str(tmp / "config.yaml"), "--space", "ito_lambda", "--searcher", "grid", "--points", "3"]
-    options += ["--axis", "method.fusion_weight=[0.5]", "optim.lr=[0.001, 1.0e+30]", "--scheduler", "none"]
+    options = ["--config", str(tmp / "config.yaml"), "--space", "ito_lambda", "--searcher", "grid", "--points", "2"]
+    options += ["--axis", "method.fusion_weight=[0.5]", "optim.lr=[1.0e+30]", "--scheduler", "none"]
     options += ["--confirm", "1", "--test", str(tmp / "test"), "--concurrent", "2", "--data-cpus", "0.5"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
@@ -65,7 +66,10 @@ def test_killed_interrupted_and_resumed_to_its_end(tmp_path: Path) -> None:
     assert known == set(KEYS[:2])
 
     interrupted = _start(tmp_path)
-    _wait_for_evaluations(tmp_path, 4, interrupted)
+    deadline = time.monotonic() + 120
+    while _book(tmp_path).sessions < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(5.0)
     interrupted.send_signal(signal.SIGINT)
     printed = interrupted.communicate(timeout=120)[0]
     assert interrupted.returncode == 130, printed
@@ -85,14 +89,14 @@ def test_killed_interrupted_and_resumed_to_its_end(tmp_path: Path) -> None:
 def _the_book_tells_it_all(book: Book) -> None:
     assert book.sessions == 3
     assert sorted(book.trials) == sorted(KEYS), "nothing lost, nothing twice"
-    failed = book.trials["p002-s0"]
+    failed = book.trials[FAILED]
     assert failed.state == "failed" and "not finite" in failed.reason and "1e+30" in failed.reason
-    for key in set(KEYS) - {"p002-s0"}:
+    for key in set(KEYS) - {FAILED}:
         assert book.trials[key].state == "finished", (key, book.trials[key])
         assert [step for step, _ in book.trials[key].curve] == [4, 8, 12]
-    assert book.spent.steps == 4 * STEPS and book.spent.seconds > 10
+    assert book.spent.steps == 2 * STEPS and book.spent.seconds > 10
     scores = book.notes[TEST]["scores"]
-    assert {point: len(seeds) for point, seeds in scores.items()} == {"0": 1, "1": 1}
+    assert {point: len(seeds) for point, seeds in scores.items()} == {"0": 1}
 
 
 def _mlflow_holds_one_parent_and_each_trial_once(tmp: Path) -> None:
@@ -104,11 +108,11 @@ def _mlflow_holds_one_parent_and_each_trial_once(tmp: Path) -> None:
     assert sorted(children) == sorted(KEYS) and len(runs) == len(KEYS) + 1
     for key, run in children.items():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.info.status == ("FAILED" if key == "p002-s0" else "FINISHED"), key
-    assert "not finite" in children["p002-s0"].data.tags["ito.stopped"]
-    assert children["p001-s1000"].data.params["method.fusion_weight"] == "0.5"
-    assert children["p001-s1000"].data.params["train.seed"] == "1000"
-    for key in set(KEYS) - {"p002-s0"}:
+        assert run.info.status == ("FAILED" if key == FAILED else "FINISHED"), key
+    assert "not finite" in children[FAILED].data.tags["ito.stopped"]
+    assert children[FAILED].data.params["method.fusion_weight"] == "0.5"
+    assert children["p000-s1000"].data.params["train.seed"] == "1000"
+    for key in set(KEYS) - {FAILED}:
         curve = client.get_metric_history(children[key].info.run_id, "train/loss/total")
         assert [point.step for point in sorted(curve, key=lambda one: one.step)] == list(range(1, STEPS + 1)), key
     assert {"sweep/index.html", f"sweep/{BOOK}"} <= {
