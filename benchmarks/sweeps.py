@@ -89,7 +89,9 @@ def rows(arm: str, book: Book) -> list[tuple[str, ...]]:
 
     searched = [trial for trial in book.trials.values() if trial.job.phase == "search"]
     used = sum(trial.steps for trial in searched)
-    found = [(f"recipe, λ = 2, seeds of {arm}", "1", "0", str(decision.fresh_recipe), tested(BASELINE))]
+    found: list[tuple[str, ...]] = [
+        (f"recipe, λ = 2, seeds of {arm}", "1", "0", str(decision.fresh_recipe), tested(BASELINE))
+    ]
     if decision.best.point != BASELINE and decision.fresh_best is not None:
         best = (str(len(searched)), f"{used:,}", str(decision.fresh_best), tested(decision.best.point))
         found.append((f"{arm}: {decision.best.changes}", *best))

@@ -187,7 +187,7 @@ class _Session:
         with self.stages.stage(f"Search {self.space.name}: {options.points} points, {self.objective}"):
             self._drive(sweep, self._search_plan(), "search")
             self._forget_weights()
-        with self.stages.stage(f"Confirm the best on {options.confirm} fresh seeds"):
+        with self.stages.stage(f"Confirm the best on fresh seeds ({options.confirm})"):
             if options.confirm and not options.against:
                 jobs = confirmation_jobs(book, self.objective, options.confirm, self.cfg.train.seed)
                 self._drive(sweep, Confirmation(book, jobs), "confirm")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
+import numpy as np
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from tune.book import Trial
@@ -62,8 +65,20 @@ class Stopping:
         # ASHA knows a trial by its id only, and asks nothing of the controller.
         if key not in self._known:
             self._known[key] = SimpleNamespace(trial_id=key)
-            self._asha.on_trial_add(cast(Any, None), self._known[key])
+            with _numbers_of(key):
+                self._asha.on_trial_add(cast(Any, None), self._known[key])
         word = self._asha.on_trial_result(cast(Any, None), self._known[key], {STEP: step, SCORE: score})
         if word == TrialScheduler.CONTINUE:
             return ""
         return f"below the others after {step:,} steps ({score:.4f})"
+
+
+@contextmanager
+def _numbers_of(key: str) -> Iterator[None]:
+    """ASHA draws a trial's bracket from NumPy's global numbers; after a resume it must be the same one."""
+    before = np.random.get_state()
+    np.random.seed(zlib.crc32(key.encode()))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
