@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as RaySearcher
 
+from ito_ray.errors import ItoError
 from ito_ray.runtime.desk import Desk, Order
 from ito_ray.runtime.trial import run_trial
 from tune.book import Book, Job, Spent, State
@@ -60,12 +61,16 @@ def drive(sweep: Sweep, plan: Plan, folder: Path, *, concurrent: int, tick: Tick
     Args:
         folder: for what Ray Tune writes.
         tick: called about once a second.
+
+    Raises:
+        ConfigError: the objective names a metric that the evaluation does not give.
     """
     if plan.is_finished:
         return
+    judge = _Judge(sweep, plan)
     config = rtune.TuneConfig(
         search_alg=_Next(sweep, plan),
-        scheduler=_Judge(sweep, plan),
+        scheduler=judge,
         num_samples=-1,
         max_concurrent_trials=concurrent,
         reuse_actors=True,  # trials end by themselves, and the next one need not import everything again
@@ -83,6 +88,10 @@ def drive(sweep: Sweep, plan: Plan, folder: Path, *, concurrent: int, tick: Tick
     )
     try:
         rtune.Tuner(trainable, tune_config=config, run_config=run).fit()
+    except rtune.TuneError as error:
+        if judge.error:
+            raise judge.error from error
+        raise
     finally:
         clock.count()
         tick()
@@ -134,6 +143,8 @@ class _Judge(_Unsaved, FIFOScheduler):
     def __init__(self, sweep: Sweep, plan: Plan) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sweep, self._plan = sweep, plan
+        self.error: ItoError | None = None
+        """What a user can mend, which Ray Tune would make a traceback of."""
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: Mapping[str, Any]) -> str:
         key = trial.config["trial"]
@@ -142,7 +153,11 @@ class _Judge(_Unsaved, FIFOScheduler):
         elif STEP in result:
             # Ray Tune has made {"values": {name: …}} flat.
             values = {name.removeprefix(VALUES): result[name] for name in result if name.startswith(VALUES)}
-            verdict = self._verdict(key, result[STEP], values)
+            try:
+                verdict = self._verdict(key, result[STEP], values)
+            except ItoError as error:
+                self.error = error
+                raise
             ray.get(self._sweep.desk.decide.remote(key, result[STEP], verdict))
         return self.CONTINUE
 

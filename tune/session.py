@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration start from where the command was given
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the book and MLflow have everything
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nobody resumes from Ray Tune's snapshots
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metric to report
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command like any other
     "RAY_AIR_NEW_OUTPUT": "0",  # it prints a banner however quiet it is told to be
 }
