@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binom  # type: ignore[import-untyped]
+from scipy.stats import beta, binom
 
 from ito_ray.evaluation.intervals import bootstrap_ci, bootstrap_median_ci, half_sample_ci, paired_ci
 

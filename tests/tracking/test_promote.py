@@ -21,6 +21,7 @@ from ito_ray.evaluation.encoder import Embeddings, FolderEncoder
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
 from ito_ray.export.sentence_transformer import export_sentence_transformer
+from ito_ray.tracking import gate
 from ito_ray.tracking import promote as module
 from ito_ray.tracking.aliases import Registry, crown, logged_model, rollback
 from ito_ray.tracking.promote import Outcome, promote, size_of
@@ -82,8 +83,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "require_parity", lambda *_: 0.0)
 
 
-def decide(world: World, registry: Registry, *, version: str = "", **gate: Any) -> Outcome:
-    return promote(registry, world.config(), Gate(**(LENIENT | gate)), version=version, say=lambda _: None)
+def decide(world: World, registry: Registry, *, version: str = "", **changes: Any) -> Outcome:
+    return promote(registry, world.config(), Gate(**(LENIENT | changes)), version=version, say=lambda _: None)
 
 
 def document(world: World, outcome: Outcome) -> dict[str, Any]:
