@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from ito_ray.errors import ExportError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(arguments: Arguments, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when registered, 2 when something that the user can mend is wrong."""
     parsed = tyro.cli(Arguments, prog="python -m pipelines.register", description=__doc__, args=arguments)
-    return exit_code(lambda: run(parsed, Console()))
+    return exit_code(lambda: run(parsed, console()))
 
 
 if __name__ == "__main__":
