@@ -158,13 +158,21 @@ def row(options: Scaling, work: Work, feed: Feed | None, ranks: int, batch: int)
 def efficiencies(rows: Sequence[dict[str, float]]) -> Table:
     """Efficiency by GPUs and batch, one column a way to exchange features."""
     shown = Table(title="Efficiency: share of a step in which towers and fusion are computed")
-    for heading in ("GPUs", "batch", "step", *EXCHANGES.values(), "features on each GPU"):
+    for heading in ("GPUs", "batch", "step", *EXCHANGES.values(), "most time lost to", "features on each GPU"):
         shown.add_column(heading, justify="right")
     for one in rows:
         shares = [f"{one[f'{name}_efficiency']:.0%}" for name in EXCHANGES]
         memory = f"{one['gathered_bytes'] / 2**20:,.0f} MiB"
-        shown.add_row(f"{one['ranks']:,}", f"{one['batch']:,}", f"{1e3 * one['step_seconds']:,.1f} ms", *shares, memory)
+        step_ms = f"{1e3 * one['step_seconds']:,.1f} ms"
+        shown.add_row(f"{one['ranks']:,}", f"{one['batch']:,}", step_ms, *shares, most_lost(one), memory)
     return shown
+
+
+def most_lost(one: dict[str, float]) -> str:
+    """What costs most beside towers and fusion, and its share of the step."""
+    names = {"losses": "logits", "gradients": "gradients", "gathered": "features"}
+    worst = max(names, key=lambda part: one[f"{part}_seconds"])
+    return f"{names[worst]} {one[f'{worst}_seconds'] / one['step_seconds']:.0%}"
 
 
 def feeding(options: Scaling, rows: Sequence[dict[str, float]]) -> Table:

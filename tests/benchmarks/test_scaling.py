@@ -81,6 +81,11 @@ def test_data_nodes_follow_from_the_measured_cost_of_a_sample(tmp_path: Path) ->
     assert cpu_nodes(Scaling(cpus_per_node=16), feed, samples_per_second=3200) == pytest.approx(4.0)
     rows, assumptions = compute(Scaling(ingest=tmp_path / "ingest.json", gpu_node_price=10.0, cpu_node_price=1.0))
     first = rows[0]
+    few_pairs = next(one for one in rows if (one["ranks"], one["batch"]) == (256, 2048))
+    assert scaling.most_lost(few_pairs).startswith("gradients 8"), "8 pairs a GPU hide nothing"
+    assert few_pairs["step_seconds"] == pytest.approx(
+        sum(few_pairs[f"{part}_seconds"] for part in ("compute", "losses", "gradients", "gathered"))
+    )
     assert first["cpu_nodes"] == pytest.approx(first["samples_per_second"] * 0.02 / 32)
     assert first["cost"] == pytest.approx(10 * first["gpu_node_hours"] + first["cpu_node_hours"])
     assert first["gpu_node_hours"] == pytest.approx(160_000 * first["step_seconds"] / 3600)

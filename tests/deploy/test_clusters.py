@@ -57,12 +57,9 @@ def test_ray_up_files_are_valid(path: Path) -> None:
     _validate(_read(path))
 
 
-@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
 @pytest.mark.parametrize("section", [(), ("docker",), ("available_node_types", "train")])
-def test_a_typo_is_refused(path: Path, section: tuple[str, ...]) -> None:
-    config = _read(path)
-    if section and section[0] not in config:
-        pytest.skip("own machines have no node types")
+def test_a_typo_is_refused(section: tuple[str, ...]) -> None:
+    config = _read(CLOUDS[0])
     inner = config
     for name in section:
         inner = inner[name]
