@@ -208,7 +208,7 @@ def _resources(cfg: Config, nodes: Sequence[Node]) -> Finding:
     data = _for_data(cfg, nodes)
     shared = [one for one in data if cfg.train.node_labels.items() <= one.labels.items()]
     left = sum(one.cpus for one in data) - (cfg.train.workers * cfg.train.cpus_per_worker if shared == data else 0)
-    found = f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs; {left:g} CPUs for Ray Data"
+    found = f"nodes {len(nodes)}, CPUs {cpus:g}, GPUs {gpus:g}; CPUs for Ray Data {left:g}"
     if left < cfg.train.workers and cfg.train.gpu:
         return Finding("resources", found, "fewer CPUs for data than GPUs that wait for it: add nodes with CPUs")
     return Finding("resources", found)
@@ -240,7 +240,7 @@ def _shared_memory(nodes: Sequence[Node]) -> Finding:
 def _output(cfg: Config, nodes: Sequence[Node]) -> Finding:
     folder = Path(cfg.output).absolute()
     if RUNTIME_RESOURCES in folder.parts:
-        advice = f"output={cfg.output} is in the job's copy of the working folder, which Ray deletes: give /shared/…"
+        advice = f"output={cfg.output} is in the job's copy of the working folder, which Ray deletes: use a shared one"
         return Finding("output", str(folder), advice, fatal=True)
     silent = [one for one in nodes if one.facts is None]
     wrong = [one for one in nodes if one.facts and one.facts.output]
@@ -252,7 +252,7 @@ def _output(cfg: Config, nodes: Sequence[Node]) -> Finding:
         )
         return Finding("output", str(folder), advice, fatal=True)
     advice = f"{_names(silent)} did not answer in {ANSWER_SECONDS:g} s" if silent else ""
-    return Finding("output", f"{folder}, written to by {len(nodes) - len(silent)} nodes", advice)
+    return Finding("output", f"{folder}, nodes that write to it: {len(nodes) - len(silent)}", advice)
 
 
 def _tracking(cfg: Config, nodes: Sequence[Node], unreachable: str) -> Finding:

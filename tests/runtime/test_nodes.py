@@ -44,13 +44,13 @@ def _facts(node: Node, **changes: Any) -> Node:
 def test_a_good_cluster_is_left_alone() -> None:
     found = _judged(_config(), DATA, TRAIN)
     assert [one.what for one in found.values() if one.advice or one.fatal] == []
-    assert found["resources"].found == "2 nodes, 24 CPUs, 1 GPUs; 16 CPUs for Ray Data"
+    assert found["resources"].found == "nodes 2, CPUs 24, GPUs 1; CPUs for Ray Data 16"
     assert found["versions"].found == "ray 2.60.0; torch 2.14.1"
 
 
 def test_cpus_for_data_are_those_that_training_leaves() -> None:
     together = _config(data={"node_labels": {}}, train={"node_labels": {}, "workers": 2, "cpus_per_worker": 2})
-    assert _judged(together, TRAIN, TRAIN)["resources"].found.endswith("; 12 CPUs for Ray Data")
+    assert _judged(together, TRAIN, TRAIN)["resources"].found.endswith("CPUs for Ray Data 12")
     starved = dataclasses.replace(DATA, cpus=1)
     assert "add nodes with CPUs" in _judged(_config(train={"workers": 2}), starved, TRAIN, TRAIN)["resources"].advice
 
