@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo demo-long submit test test-fast lint format clean
+.PHONY: help demo demo-long submit test test-fast lint format audit clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -45,6 +45,11 @@ lint: $(STAMP)   ## formatting, types, import rules, secrets
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff format -q .
 	@$(BIN)/ruff check --fix -q .
+
+audit:           ## known vulnerabilities of the pinned packages (needs the network; not part of make test)
+	@$(PYTHON) -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/python -m pip install -q pip-audit
+	@$(VENV)-audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 clean:           ## remove what the demo and the tests made
 	rm -rf demo/data demo/data_long demo/runs demo/summary.json demo/answers.png .pytest_cache .mypy_cache .ruff_cache

@@ -4,9 +4,14 @@ A message is one or two sentences: the field or file, the value received, what i
 The pipelines print it without a traceback and exit with code 2.
 """
 
+from ito_ray.redact import redact
+
 
 class ItoError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend; its message never shows a password or token."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(ItoError, ValueError):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 
 from ito_ray.errors import ItoError
+from ito_ray.redact import redact
 
 LOG_WIDTH = 140
 """Columns where there is no terminal, as in the log of a job; rich would break lines at 80."""
@@ -27,6 +29,9 @@ def console() -> Console:
 def exit_code(run: Callable[[], object], *, stopped: str = "Stopped.") -> int:
     """The number that `run` returns, 0 for anything else; 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
 
+    1 for a bug. Its traceback is printed as Python would, without passwords and tokens: other libraries' errors quote
+    addresses.
+
     Args:
         stopped: printed after Ctrl-C or SIGTERM: what the same command would do again.
     """
@@ -40,6 +45,9 @@ def exit_code(run: Callable[[], object], *, stopped: str = "Stopped.") -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\n{stopped}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+    except Exception:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def run(options: Demo, console: Console) -> None:
         ("Numbers", path),
         ("Answers", answers),
         ("Gallery", outcome.page),
-        ("Next", f"mlflow ui --backend-store-uri {outcome.run.store.uri}"),
+        ("Next", f"mlflow ui --backend-store-uri {outcome.run.store.address}"),
     ):
         console.print(f"{label:8} {where}", soft_wrap=True)
 

@@ -24,19 +24,10 @@ THUMBNAIL = 160
 """Pixels: as large as the page shows them, a few kB each."""
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure an exported model: retrieval on held-out pairs, zero-shot classification of labelled images.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """On what a model is measured: a recipe's data, or what is given here."""
 
-    Writes index.html, gallery.png, map.png and metrics.json. For example:
-
-      python -m pipelines.evaluate --model models:/ito-dual-encoder@champion --recipe icons_cpu
-
-      python -m pipelines.evaluate --model FOLDER --heldout 's3://BUCKET/coco/{000..004}.tar' --out coco
-    """
-
-    model: str
-    """A SentenceTransformer folder, or an address in the model registry: models:/NAME@ALIAS or models:/NAME/VERSION."""
     recipe: str = ""
     """Take from this recipe whatever is not given below."""
     heldout: tuple[str, ...] = ()
@@ -55,10 +46,6 @@ class Evaluate:
     """Read only so many samples of each set."""
     batch: int | None = None
     """Images encoded at a time."""
-    out: Path = Path("evaluation")
-    """Folder for the results; those of an earlier evaluation are replaced."""
-    tracking_uri: str = ""
-    """Registry to take models:/ from; without it, the SQLite file in the recipe's output folder."""
 
     def config(self) -> Config:
         """The recipe, or the defaults, with what was given laid over it.
@@ -78,9 +65,27 @@ class Evaluate:
         changes: dict[str, Any] = {
             "eval": {name: value for name, value in evaluation.items() if value is not None},
             "data": {"heldout": self.heldout} if self.heldout else {},
-            "tracking": {"uri": self.tracking_uri} if self.tracking_uri else {},
         }
         return overlay(base, changes, source="command line")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Measured):
+    """Measure an exported model: retrieval on held-out pairs, zero-shot classification of labelled images.
+
+    Writes index.html, gallery.png, map.png and metrics.json. For example:
+
+      python -m pipelines.evaluate --model models:/ito-dual-encoder@champion --recipe icons_cpu
+
+      python -m pipelines.evaluate --model FOLDER --heldout 's3://BUCKET/coco/{000..004}.tar' --out coco
+    """
+
+    model: str
+    """A SentenceTransformer folder, or an address in the model registry: models:/NAME@ALIAS or models:/NAME/VERSION."""
+    out: Path = Path("evaluation")
+    """Folder for the results; those of an earlier evaluation are replaced."""
+    tracking_uri: str = ""
+    """Registry to take models:/ from; without it, the SQLite file in the recipe's output folder."""
 
 
 def run(options: Evaluate, console: Console) -> Report:
@@ -99,7 +104,8 @@ def run(options: Evaluate, console: Console) -> Report:
     logging.set_verbosity_error()
     cfg = options.config()
     with console.status("Loading the model …"):
-        encoder = FolderEncoder(_folder(options.model, cfg), batch=cfg.eval.batch, name=options.model)
+        folder = _folder(options.model, cfg, options.tracking_uri)
+        encoder = FolderEncoder(folder, batch=cfg.eval.batch, name=options.model)
     with console.status("Encoding …"):
         report = evaluate(encoder, cfg, limit=options.limit, thumbnail=THUMBNAIL)
     page = write_files(
@@ -147,13 +153,13 @@ def is_address(model: str) -> bool:
     return model.startswith(("models:/", "runs:/"))
 
 
-def _folder(model: str, cfg: Config) -> Path:
+def _folder(model: str, cfg: Config, tracking_uri: str) -> Path:
     if not is_address(model):
         return Path(model)
     from ito_ray.tracking.registry import download  # mlflow takes seconds to import, and a folder needs none of it
     from ito_ray.tracking.run import resolve_store
 
-    return download(model, resolve_store(cfg.tracking.uri, cfg.output))
+    return download(model, resolve_store(tracking_uri or cfg.tracking.uri, cfg.output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,8 @@
     python -m pipelines.export --encoder runs/demo/sentence_transformer --to open_clip --out runs/demo/open_clip
 
 open_clip: a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`; CLIP's own towers only, that is a
-timm vit_…_clip_… with model.text.kind=clip. onnx: both encoders for onnxruntime, without torch; most towers.
+timm vit_…_clip_… with model.text.kind=clip. hf_clip: the same towers for transformers' `CLIPModel`. onnx: both encoders
+for onnxruntime, without torch; most towers; --int8-text and --int8-image add small towers, and measure what they lose.
 
 The new folder is written under a temporary name, encodes images and texts in a process that cannot import ito_ray, and
 gets its name when no number differs by more than 1e-5 from what the SentenceTransformer folder gives.
@@ -15,8 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
@@ -25,10 +26,19 @@ from rich.markup import escape
 from ito_ray.errors import ExportError
 from pipelines.command import console, exit_code
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ito_ray.export.onnx_int8 import Tower
+
+MAX_PIXELS = 64_000_000
 USAGE = {
     "open_clip": """import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")
 tokenizer = open_clip.get_tokenizer("local-dir:{out}")""",
+    "hf_clip": """from transformers import AutoProcessor, CLIPModel
+model = CLIPModel.from_pretrained("{out}")
+processor = AutoProcessor.from_pretrained("{out}", backend="pil")""",
     "onnx": """import onnxruntime
 image = onnxruntime.InferenceSession("{out}/image.onnx")   # pixels -> embeddings
 text = onnxruntime.InferenceSession("{out}/text.onnx")     # input_ids, attention_mask -> embeddings
@@ -42,10 +52,19 @@ class Arguments:
 
     encoder: Path
     """The SentenceTransformer folder that training exported."""
-    to: Literal["open_clip", "onnx"]
+    to: Literal["open_clip", "hf_clip", "onnx"]
     """Format."""
     out: Path
     """New or empty folder; an earlier export of the same format is replaced."""
+    int8_text: bool = False
+    """onnx: also a text tower with 8-bit weights; how far its embeddings are off is measured and written down."""
+    int8_image: bool = False
+    """onnx: the same of the image tower; needs --data."""
+    data: tuple[str, ...] = ()
+    """With int8 towers: shards of pairs to measure them on, also by R@1. Without, the text tower is measured on
+    built-in sentences, by cosine only."""
+    pairs: int = 500
+    """How many of them."""
 
 
 def run(arguments: Arguments, console: Console) -> None:
@@ -58,19 +77,24 @@ def run(arguments: Arguments, console: Console) -> None:
     from transformers.utils import logging
 
     from ito_ray.evaluation.encoder import FolderEncoder
-    from ito_ray.export.formats import convert
+    from ito_ray.export.formats import Int8, convert
 
     if not (arguments.encoder / "modules.json").is_file():
         raise ExportError(
             f"--encoder {arguments.encoder} is not a SentenceTransformer folder (it has no modules.json): give the one "
             "that training exported."
         )
+    wanted: dict[Tower, bool] = {"text": arguments.int8_text, "image": arguments.int8_image}
+    towers = tuple(tower for tower, asked in wanted.items() if asked)
+    if arguments.data and not towers:
+        raise ExportError("--data is what --int8-text and --int8-image are measured on: give one of these too.")
+    int8 = Int8(towers, *_pairs(arguments)) if towers else None
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     start = time.perf_counter()
     with console.status("Converting and comparing …"):
         encoder = FolderEncoder(arguments.encoder, device="cpu")
-        made = convert(arguments.encoder, arguments.to, arguments.out, encoder)
+        made = convert(arguments.encoder, arguments.to, arguments.out, encoder, int8)
     megabytes = sum((made.folder / name).stat().st_size for name in made.files) / 1e6
     console.print(
         f"made: {arguments.out}, {len(made.files)} files and their manifest, {megabytes:.1f} MB "
@@ -83,7 +107,25 @@ def run(arguments: Arguments, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if made.int8:
+        console.print(str(made.int8), highlight=False, soft_wrap=True)
     console.print(escape(USAGE[arguments.to].format(out=arguments.out)), highlight=False, soft_wrap=True)
+
+
+def _pairs(arguments: Arguments) -> tuple[list[tuple[Image.Image, str]], str]:
+    """Images with their first caption, and where they are from."""
+    from ito_ray.config.schema import ColumnsConfig
+    from ito_ray.data.heldout import HeldoutReader
+
+    if not arguments.data:
+        return [], ""
+    reader = HeldoutReader(
+        arguments.data, ColumnsConfig(), limit=arguments.pairs, max_pixels=MAX_PIXELS, field="--data"
+    )
+    found = [(pair.image, pair.captions[0]) for pair in reader if pair.captions]
+    if len(found) < 2:
+        raise ExportError(f"--data {' '.join(arguments.data)} has {len(found)} readable pairs: R@1 needs two or more.")
+    return found, f"the pairs of {', '.join(PurePath(pattern).name for pattern in arguments.data)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,7 +36,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     outcome = job.run(cfg, recipe=options.recipe, stages=Stages(out, job.STAGES), verbose=options.verbose)
     out.print(f"Encoder  {outcome.encoder}", soft_wrap=True)
     out.print(f"Gallery  {outcome.page}", soft_wrap=True)
-    out.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.uri}", soft_wrap=True)
+    out.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.address}", soft_wrap=True)
 
 
 if __name__ == "__main__":

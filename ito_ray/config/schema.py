@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ito_ray.errors import ConfigError
+from ito_ray.redact import redact_all
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -24,14 +26,27 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 UNNAMED_SOURCE = "train"
+RESERVED_ALIASES = ("champion", "previous")
 _SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """A local path such as year=2024/a.tar would look like a name: write ./year=2024/a.tar."""
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and a key it does not know is an error."""
+    """Base of every section: immutable, and a key it does not know is an error.
+
+    What is written or printed of it (YAML, JSON, parameters, repr) has no passwords and tokens of addresses in it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _public(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = redact_all(handler(self))
+        return values
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redact_all(value)
 
 
 class ViewsConfig(Section):
@@ -93,6 +108,8 @@ class DataConfig(Section):
     """Share of samples that may be dropped before the run stops."""
     max_pixels: PositiveInt = 64_000_000
     """Larger images are dropped unread: decompression bombs."""
+    licence: str = ""
+    """Of the training data, for the model card: "CC BY 4.0". Empty: the card says unknown."""
     node_labels: dict[str, str] = {}
     """Decode only on nodes with these labels (`ray start --labels pool=data`): {pool: data}. Empty: wherever a CPU is
     free, on the training nodes too."""
@@ -285,7 +302,17 @@ class TrackingConfig(Section):
     """MLflow tracking and registry URI; empty = SQLite in `<output>/mlflow`."""
     experiment: str = "ito"
     model_name: str = "ito-dual-encoder"
-    alias: str = "champion"
+    alias: str = "candidate"
+    """Moves to every new version. `champion` moves through the gate alone: python -m pipelines.register promote."""
+
+    @model_validator(mode="after")
+    def _gate_is_the_only_way(self) -> TrackingConfig:
+        if self.alias in RESERVED_ALIASES:
+            raise ConfigError(
+                f"tracking.alias={self.alias} moves through the gate alone: leave it at `candidate`, and let "
+                "python -m pipelines.register promote decide. A model's first version becomes champion by itself."
+            )
+        return self
 
 
 class Config(Section):

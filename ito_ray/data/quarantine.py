@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ito_ray.data.tally import Lost
+from ito_ray.redact import redact
 
 FOLDER, MERGED = "quarantine", "quarantine.parquet"
 SCHEMA = pa.schema(
@@ -50,7 +51,17 @@ class Quarantine:
         if not self._rows:
             self._since = time.monotonic()
         self._rows += [
-            (self._names[one.source], one.shard, one.key, one.reason, one.detail, now, entry, one.place) for one in lost
+            (
+                self._names[one.source],
+                redact(one.shard),
+                one.key,
+                one.reason,
+                redact(one.detail),
+                now,
+                entry,
+                one.place,
+            )
+            for one in lost
         ]
         if len(self._rows) >= _MOST_ROWS or time.monotonic() - self._since > _MOST_SECONDS:
             self.flush()

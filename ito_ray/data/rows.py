@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.captions import clean
@@ -23,6 +23,8 @@ from ito_ray.data.plan import Piece
 from ito_ray.data.shards import Shard, open_shard
 from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar, unpack
 
+Needs = Literal["pair", "image", "text"]
+"""What makes a row good. `image`: captions are taken where they can be read; `text`: the image is not looked at."""
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 """Waits between attempts to read a piece, give or take a half; the store's library has tried a few times by itself."""
 
@@ -37,7 +39,7 @@ class BadSample(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image with its cleaned captions. `bad`: a reason, None when the row is good and has both."""
+    """One image with its cleaned captions. `bad`: a reason, None when the row is good and has what was needed of it."""
 
     key: str
     image: bytes | None
@@ -50,7 +52,7 @@ class Row:
     """Chances of the captions to be drawn, up to a common factor; empty = equal."""
 
 
-def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
+def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:
     """Rows of a piece in the shard's order.
 
     Damaged content never raises, it gives rows with `bad` set. A disk or store that fails raises OSError.
@@ -60,17 +62,17 @@ def read_piece(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
         if shard.is_tar:
             with unpack(file) if shard.is_gzipped else nullcontext(file) as archive:
                 for sample in read_tar(archive, piece.part, piece.parts):
-                    yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample, columns)
+                    yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample, columns, needs)
         else:
             seen: set[str] = set()
             for row in read_parquet(file, piece.part, piece.parts, columns):
                 again = row.bad is None and row.key in seen
                 seen.add(row.key)
                 bad, detail = ("duplicate_key", "an earlier row has this key") if again else (row.bad, row.detail)
-                yield _checked(piece.url, row.key, bad, detail, row, columns)
+                yield _checked(piece.url, row.key, bad, detail, row, columns, needs)
 
 
-def read_retrying(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
+def read_retrying(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:
     """Rows of a piece; a disk or store that fails is asked again, longer and longer later, for the rows still missing.
 
     Raises:
@@ -79,7 +81,7 @@ def read_retrying(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
     done, waits = 0, iter(RETRY_SECONDS)
     while True:
         try:
-            for row in itertools.islice(read_piece(piece, columns), done, None):
+            for row in itertools.islice(read_piece(piece, columns, needs), done, None):
                 done += 1
                 yield row
             return
@@ -92,7 +94,7 @@ def read_retrying(piece: Piece, columns: ColumnsConfig) -> Iterator[Row]:
         time.sleep(wait * random.uniform(0.5, 1.5))  # else all tasks would come back at the same moment
 
 
-def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
+def read_patiently(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> list[Row]:
     """All rows of a piece, for training, which goes on without those that a failing disk or store keeps back.
 
     What was read is kept and the rest, as many rows as the plan expects of the piece, are bad rows: a lost shard weighs
@@ -100,7 +102,7 @@ def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
     """
     rows: list[Row] = []
     try:
-        rows.extend(read_retrying(piece, columns))
+        rows.extend(read_retrying(piece, columns, needs))
     except OSError as error:
         lost = Row("", None, (), bad="shard_unreadable", detail=str(error)[:200], url=piece.url)
         rows += [lost] * max(1, piece.rows - len(rows))
@@ -108,15 +110,24 @@ def read_patiently(piece: Piece, columns: ColumnsConfig) -> list[Row]:
 
 
 def _checked(
-    url: str, key: str, bad: str | None, detail: str, source: TarSample | ParquetRow, columns: ColumnsConfig
+    url: str,
+    key: str,
+    bad: str | None,
+    detail: str,
+    source: TarSample | ParquetRow,
+    columns: ColumnsConfig,
+    needs: Needs,
 ) -> Row:
     if bad is None:
         try:
-            if isinstance(source, TarSample):
-                image, groups, meta = _from_tar(source, columns.captions_from)
-            else:
-                image, groups, meta = _from_parquet(source, columns.captions_from)
-            captions, weights = _captions(groups)
+            image = None if needs == "text" else _image(source)
+            try:
+                groups, meta = _texts(source, columns.captions_from)
+                captions, weights = _captions(groups)
+            except BadSample:
+                if needs != "image":
+                    raise
+                captions, weights, meta = (), (), {}
             return Row(key, image, captions, meta, url=url, weights=weights)
         except BadSample as error:
             bad, detail = error.reason, error.detail
@@ -127,11 +138,26 @@ Groups = list[tuple[float, list[str]]]
 """Captions of one field each, with the field's chance to be drawn from."""
 
 
-def _from_tar(sample: TarSample, fields: Mapping[str, float]) -> tuple[bytes, Groups, dict[str, Any]]:
-    image = _member(sample.members, IMAGE_EXTENSIONS)
-    if not image:
-        detail = "the image is empty" if image is not None else f"found only {sorted(sample.members)}"
+def _image(source: TarSample | ParquetRow) -> bytes:
+    if isinstance(source, TarSample):
+        member = _member(source.members, IMAGE_EXTENSIONS)
+        if not member:
+            detail = "the image is empty" if member is not None else f"found only {sorted(source.members)}"
+            raise BadSample("missing_image", detail)
+        return member
+    image = source.image.get("bytes") if isinstance(source.image, dict) else source.image
+    if not isinstance(image, bytes) or not image:
+        detail = "no image" if not image else f"the column holds {type(image).__name__}, not bytes"
         raise BadSample("missing_image", detail)
+    return image
+
+
+def _texts(source: TarSample | ParquetRow, fields: Mapping[str, float]) -> tuple[Groups, dict[str, Any]]:
+    """Captions and meta data."""
+    return _tar_texts(source, fields) if isinstance(source, TarSample) else _parquet_texts(source, fields)
+
+
+def _tar_texts(sample: TarSample, fields: Mapping[str, float]) -> tuple[Groups, dict[str, Any]]:
     text = _member(sample.members, ("txt",))
     document = _member(sample.members, ("json",))
     meta: dict[str, Any] = {}
@@ -146,23 +172,19 @@ def _from_tar(sample: TarSample, fields: Mapping[str, float]) -> tuple[bytes, Gr
         found = [] if text is None else [_utf8(text)]
         for name in ("captions", "caption", "text"):
             found += _json_captions(meta, name)
-        return image, [(1.0, found)], meta
+        return [(1.0, found)], meta
     groups = [
         (chance, [_utf8(text)] if name == "txt" and text is not None else _json_captions(meta, name))
         for name, chance in fields.items()
     ]
-    return image, groups, meta
+    return groups, meta
 
 
-def _from_parquet(row: ParquetRow, fields: Mapping[str, float]) -> tuple[bytes, Groups, dict[str, Any]]:
-    image = row.image.get("bytes") if isinstance(row.image, dict) else row.image
-    if not isinstance(image, bytes) or not image:
-        detail = "no image" if not image else f"the column holds {type(image).__name__}, not bytes"
-        raise BadSample("missing_image", detail)
+def _parquet_texts(row: ParquetRow, fields: Mapping[str, float]) -> tuple[Groups, dict[str, Any]]:
     if not fields:
-        return image, [(1.0, _column_captions(row.captions))], row.meta
+        return [(1.0, _column_captions(row.captions))], row.meta
     values = row.captions or {}
-    return image, [(chance, _column_captions(values.get(name))) for name, chance in fields.items()], row.meta
+    return [(chance, _column_captions(values.get(name))) for name, chance in fields.items()], row.meta
 
 
 def _column_captions(column: Any) -> list[str]:

@@ -30,6 +30,8 @@ COMPRESSED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 SUFFIXES = (".tar", *GZIPPED, ".parquet")
 _LISTING_THREADS = 32
 """Requests in flight while listing: each is one round trip to the store and no work here."""
+_STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified")
+"""What listings of different stores call the thing that changes with a file."""
 _GZIPPED_HEAD = 16 << 20
 """Unpacked bytes from which the rows of a `.tar.gz` are estimated."""
 
@@ -121,7 +123,7 @@ def list_shards(patterns: Sequence[str], *, field: str) -> tuple[Shard, ...]:
     """
     if not patterns:
         raise DataError(f"{field} is empty: give at least one .tar or .parquet file, folder or pattern.")
-    urls = [url for pattern in patterns for url in _braces(pattern, field)]
+    urls = [url for pattern in patterns for url in expand_braces(pattern, field)]
     with ThreadPoolExecutor(min(_LISTING_THREADS, len(urls))) as pool:
         found = [shard for part in pool.map(partial(_expand, field=field), urls) for shard in part]
     shards = tuple(sorted(set(found), key=lambda shard: shard.url))
@@ -163,7 +165,36 @@ def rows_in(shard: Shard, sample_bytes: float | None) -> float:
         return float(parquet.count_rows(file))
 
 
-def _braces(pattern: str, field: str) -> list[str]:
+def list_files(url: str, *, field: str) -> list[tuple[str, int, str]] | None:
+    """(address, bytes, a stamp that changes with the content) of each visible file below a folder, sorted by address.
+
+    None when `url` is no folder. Raises DataError, naming `field`, when it cannot be listed.
+    """
+    try:
+        fs, path, to_url = _locate(url)
+        if has_magic(path) or not fs.isdir(path):
+            return None
+        files = _files(fs, fs.info(path))
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{field}: {url!r} cannot be listed: {error}. Check address and credentials.") from error
+    stamps = [str(next((file[name] for name in _STAMPS if file.get(name)), "")) for file in files]
+    found = [
+        (to_url(file["name"]), int(file.get("size") or 0), stamp) for file, stamp in zip(files, stamps, strict=True)
+    ]
+    return sorted(found)
+
+
+def public_url(url: str) -> str:
+    """The address without what may be secret: user, password and options."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    host, slash, path = rest.split("?", 1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def expand_braces(pattern: str, field: str) -> list[str]:
+    """All addresses that a brace pattern stands for. Raises DataError, naming `field`, for unbalanced braces."""
     try:
         return list(braceexpand(pattern))
     except ValueError as error:

@@ -15,12 +15,12 @@ from ito_ray.errors import ConfigError
 from ito_ray.evaluation import geometry
 from ito_ray.evaluation.embed import LabelledEmbeddings, PairEmbeddings, embed_labelled, embed_pairs
 from ito_ray.evaluation.encoder import Encoder
-from ito_ray.evaluation.intervals import bootstrap_ci
-from ito_ray.evaluation.report import CONFIDENCE, Measure, Report
+from ito_ray.evaluation.report import Measure, Report, Sample
 from ito_ray.evaluation.retrieval import Ranks, retrieval
 from ito_ray.evaluation.zero_shot import class_embeddings, zero_shot
 
 RECALLS = (1, 5, 10)
+TOPS = (1, 5)
 GEOMETRY_PAIRS = 2000
 """Uniformity compares every pair of these."""
 
@@ -53,6 +53,7 @@ def evaluate(
     measures: list[Measure] = []
     dropped: Counter[str] = Counter()
     pairs: PairEmbeddings | None = None
+    names: tuple[str, ...] = ()
     if cfg.data.heldout:
         reader = _reader(cfg, cfg.data.heldout, limit, "data.heldout")
         captions = cfg.eval.captions if captions is None else captions
@@ -67,7 +68,14 @@ def evaluate(
         dropped.update(reader.tally.dropped)
         dropped.update({"class_not_listed": labelled.left_out} if labelled.left_out else {})
         measures += zero_shot_measures(encoder, labelled, names, templates, cfg.eval.batch)
-    return Report(encoder.name, tuple(measures), dict(dropped), pairs)
+    return Report(encoder.name, tuple(measures), dict(dropped), pairs, names)
+
+
+def shares(cfg: Config) -> tuple[str, ...]:
+    """Names of the shares that `evaluate` measures with this configuration: what two encoders can be compared by."""
+    retrieved = (f"heldout/r{k}_{way}" for way in ("text_to_image", "image_to_text") for k in RECALLS)
+    classified = (*(f"zero_shot/top{k}" for k in TOPS), "zero_shot/mean_per_class")
+    return (*(retrieved if cfg.data.heldout else ()), *(classified if cfg.eval.zero_shot else ()))
 
 
 def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
@@ -85,14 +93,7 @@ def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
         groups = pairs.owner if slug == "text_to_image" else None
         for k in RECALLS:
             measures.append(
-                Measure(
-                    name=f"heldout/r{k}_{slug}",
-                    label=f"{label}, R@{k}",
-                    value=ranks.recall(k),
-                    unit="share",
-                    interval=bootstrap_ci(ranks.hits(k), groups=groups, confidence=CONFIDENCE),
-                    chance=ranks.chance(k),
-                )
+                Measure.share(f"heldout/r{k}_{slug}", f"{label}, R@{k}", Sample(ranks.hits(k), groups), ranks.chance(k))
             )
         measures.append(
             Measure(
@@ -142,25 +143,13 @@ def zero_shot_measures(
     class_KD = class_embeddings(encoder, names, templates, batch=batch)
     found = zero_shot(labelled.image, labelled.labels, class_KD)
     measures = [
-        Measure(
-            name=f"zero_shot/top{k}",
-            label=f"Zero-shot, top {k}",
-            value=found.top(k),
-            unit="share",
-            interval=bootstrap_ci(found.hits(k), groups=found.labels, confidence=CONFIDENCE),
-            chance=found.chance(k),
-        )
-        for k in (1, 5)
+        Measure.share(f"zero_shot/top{k}", f"Zero-shot, top {k}", Sample(found.hits(k), found.labels), found.chance(k))
+        for k in TOPS
     ]
     return [
         *measures,
-        Measure(
-            name="zero_shot/mean_per_class",
-            label="Zero-shot, mean per class",
-            value=found.mean_per_class,
-            unit="share",
-            interval=bootstrap_ci(found.per_class, confidence=CONFIDENCE),
-            chance=found.chance(1),
+        Measure.share(
+            "zero_shot/mean_per_class", "Zero-shot, mean per class", Sample(found.per_class), found.chance(1)
         ),
         Measure("zero_shot/classes", "classes", len(names), "count"),
         Measure("zero_shot/images", "classified images", len(labelled.labels), "count"),

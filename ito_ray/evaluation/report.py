@@ -7,11 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ito_ray.evaluation.embed import PairEmbeddings
+from ito_ray.evaluation.intervals import bootstrap_ci
 
 Unit = Literal["share", "rank", "distance", "count"]
 
 CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a share is the mean of."""
+
+    hits: NDArray[np.bool_] | NDArray[np.float64]
+    """(n,) whether each query was answered, or a value in [0, 1]."""
+    groups: NDArray[np.int64] | None = None
+    """(n,) as in `bootstrap_ci`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,14 @@ class Measure:
     """95 %."""
     chance: float | None = None
     """The same number for a random order."""
+    sample: Sample | None = field(default=None, repr=False, compare=False)
+    """Of a share: what two encoders are compared by."""
+
+    @classmethod
+    def share(cls, name: str, label: str, sample: Sample, chance: float) -> Measure:
+        """The mean of a sample, with its interval."""
+        interval = bootstrap_ci(sample.hits, groups=sample.groups, confidence=CONFIDENCE)
+        return cls(name, label, float(sample.hits.mean()), "share", interval, chance, sample)
 
     @property
     def times_chance(self) -> float | None:
@@ -67,6 +89,12 @@ class Report:
     """Samples that could not be used, by reason."""
     pairs: PairEmbeddings | None = None
     """The held-out pairs, for pictures."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of the zero-shot set."""
+
+    def sample(self, name: str) -> Sample:
+        """What the share `name` is the mean of; KeyError when there is none."""
+        return {m.name: m.sample for m in self.measures if m.sample is not None}[name]
 
     def metrics(self) -> dict[str, float]:
         """Flat name to value, for a tracker."""

@@ -8,6 +8,7 @@ from ito_ray.evaluation.gallery import make_queries
 from ito_ray.evaluation.page import gallery_html
 from ito_ray.evaluation.pictures import gallery_png, map_png
 from ito_ray.evaluation.report import Report
+from ito_ray.redact import redact
 
 FEWEST_PAIRS_OF_A_MAP = 3
 
@@ -22,5 +23,11 @@ def write_files(report: Report, out: Path, *, title: str, usage: str, dataset: s
     enough = report.pairs is not None and len(report.pairs.keys) >= FEWEST_PAIRS_OF_A_MAP
     drawn = map_png(report.pairs, out / "map.png") if report.pairs and enough else None
     return gallery_html(
-        out / "index.html", title=title, report=report, queries=queries, map_png=drawn, usage=usage, dataset=dataset
+        out / "index.html",
+        title=title,
+        report=report,
+        queries=queries,
+        map_png=drawn,
+        usage=usage,
+        dataset=redact(dataset),
     )

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from ito_ray.errors import ExportError
 
+MANIFEST = "manifest.json"
+"""What kind of folder it is, and the sha256 of every other file: whoever got it can see that it is whole."""
 TEXT_SUFFIXES = frozenset({".json", ".txt", ".md", ".jinja"})
 TENSOR_SUFFIX = ".safetensors"
 FUSION_SEGMENT = "fusion"
@@ -82,7 +84,7 @@ def check_folder(
     Raises:
         ExportError: symlink; a file that is neither text nor safetensors (pickles have no allowed suffix, and an
             allowed suffix does not hide one); a class or code outside the stock libraries; a tensor that is named
-            like fusion, is not a tower's, or is missing.
+            like fusion, is not a tower's, or is missing; a file that is not as the folder's manifest.json has it.
     """
     if not (folder / "modules.json").is_file():
         raise ExportError(f"{folder} has no modules.json: give the folder of an exported SentenceTransformer.")
@@ -102,6 +104,7 @@ def check_folder(
         with path.open("rb") as file:
             manifest[name] = hashlib.file_digest(file, "sha256").hexdigest()
     _check_tensors(shipped, towers, forbidden)
+    check_manifest(folder)
     return manifest
 
 
@@ -118,6 +121,50 @@ def folder_manifest(folder: Path) -> dict[str, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest[path.relative_to(folder).as_posix()] = digest
     return manifest
+
+
+def write_manifest(folder: Path, kind: str) -> dict[str, str]:
+    """Write manifest.json for all other files as they are now; returns {relative path: sha256}."""
+    files = {name: digest for name, digest in folder_manifest(folder).items() if name != MANIFEST}
+    content = json.dumps({"format": 1, "kind": kind, "sha256": files}, indent=2, ensure_ascii=False)
+    path = folder / MANIFEST
+    path.write_text(f"{content}\n", encoding="utf-8")
+    path.chmod(0o644)
+    return files
+
+
+def read_manifest(folder: Path) -> tuple[str, dict[str, str]]:
+    """Kind and {relative path: sha256} as manifest.json has them.
+
+    Raises:
+        ExportError: there is none, or it is something else.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return str(content["kind"]), dict(content["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{folder} has no {MANIFEST} that can be read ({type(error).__name__}), so its files cannot be checked: "
+            "export again."
+        ) from error
+
+
+def check_manifest(folder: Path) -> str:
+    """Compare all files with manifest.json; returns the kind of folder.
+
+    Raises:
+        ExportError: no manifest, or a file that was changed, added or removed since the export.
+    """
+    kind, expected = read_manifest(folder)
+    found = {name: digest for name, digest in folder_manifest(folder).items() if name != MANIFEST}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        what = "missing" if wrong[0] not in found else "changed" if wrong[0] in expected else "new"
+        raise ExportError(
+            f"{wrong[0]} in {folder} is {what} since the export, by the sha256 in {MANIFEST}"
+            f"{f', and so are {len(wrong) - 1} more' if wrong[1:] else ''}: copy or export the folder again."
+        )
+    return kind
 
 
 def _allowed() -> str:

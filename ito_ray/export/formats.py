@@ -1,36 +1,42 @@
-"""From the SentenceTransformer folder to a folder for OpenCLIP or onnxruntime, compared with it before it is there.
+"""From the SentenceTransformer folder to one for OpenCLIP, transformers or onnxruntime, compared before it is there.
 
-Each such folder has a README.md with the lines that use it, and a manifest.json with the sha256 of every other file.
+Each such folder has a README.md with the lines that use it and how the model came to be, and a manifest.json with the
+sha256 of every other file.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from ito_ray.errors import ExportError
-from ito_ray.export.checks import folder_manifest
+from ito_ray.export.card import read_origin, write_origin
+from ito_ray.export.checks import MANIFEST, read_manifest, write_manifest
+from ito_ray.export.hf_clip_folder import comparable_images, write_hf_clip
 from ito_ray.export.load import TEXT, load_encoder
 from ito_ray.export.onnx_folder import write_onnx
+from ito_ray.export.onnx_int8 import Int8Loss, Tower, add_int8
 from ito_ray.export.open_clip_folder import write_open_clip
 from ito_ray.export.parity import Encoder, FreshProcess, require_parity, take_reference
-from ito_ray.export.sentence_transformer import make_public, write_json
+from ito_ray.export.sentence_transformer import make_public
 from ito_ray.models.dual_encoder import DualEncoder
 
-Format = Literal["open_clip", "onnx"]
-MANIFEST = "manifest.json"
+Format = Literal["open_clip", "hf_clip", "onnx"]
 WRITERS: Mapping[Format, Callable[[DualEncoder, Path, Path], None]] = {
     "open_clip": write_open_clip,
+    "hf_clip": write_hf_clip,
     "onnx": write_onnx,
 }
 NEEDED: Mapping[Format, tuple[str, tuple[str, ...]]] = {
     "open_clip": ("clip", ("open_clip",)),
+    "hf_clip": ("", ()),
     "onnx": ("onnx", ("onnx", "onnxruntime", "onnxscript")),
 }
 """The extra of ito_ray, and its packages."""
@@ -45,9 +51,25 @@ class Converted:
     """{relative path: sha256} of all files but the manifest."""
     max_abs_difference: float
     """Largest difference of an embedding's coordinate to the SentenceTransformer folder."""
+    int8: Int8Loss | None = None
+    """What the towers of 8 bits lose, if any were asked for."""
 
 
-def convert(source: Path, to: Format, out: Path, encoder: Encoder) -> Converted:
+@dataclass(frozen=True)
+class Int8:
+    """That towers of 8 bits are wanted too, and what to measure them on."""
+
+    towers: tuple[Tower, ...]
+    pairs: Sequence[tuple[Image.Image, str]] = ()
+    source: str = ""
+    """Where the pairs are from."""
+
+    def __post_init__(self) -> None:
+        if "image" in self.towers and not self.pairs:
+            raise ExportError("--int8-image is measured on photographs: give shards of pairs with --data.")
+
+
+def convert(source: Path, to: Format, out: Path, encoder: Encoder, int8: Int8 | None = None) -> Converted:
     """Write `source` as `to`, compare it in a process without ito_ray, and only then give it its name.
 
     Args:
@@ -55,22 +77,27 @@ def convert(source: Path, to: Format, out: Path, encoder: Encoder) -> Converted:
         to: open_clip: a `local-dir:` folder; onnx: two .onnx files and how to feed them.
         out: new, empty, or an earlier export of the same kind, which is replaced.
         encoder: encodes with `source`: what the new folder is compared with.
+        int8: onnx only.
 
     Raises:
-        ExportError: `out` holds something else; a package is missing; towers that the format cannot hold; or the new
-            folder encodes differently.
+        ExportError: an option of another format; `out` holds something else; a package is missing; towers that the
+            format cannot hold; or the new folder encodes differently.
     """
     source, out = source.resolve(), out.resolve()
+    if int8 and to != "onnx":
+        raise ExportError(f"--int8-{int8.towers[0]} is for --to onnx, not --to {to}: leave it out.")
     _require_packages(to)
     _require_free(out, to)
     with FreshProcess(to) as fresh, _staged(out) as folder:
         model = load_encoder(source)
         WRITERS[to](model, source / TEXT, folder)
-        difference = require_parity(folder, take_reference(model, encoder, forbidden={}), fresh)
-        files = folder_manifest(folder)
-        write_json(folder / MANIFEST, {"format": 1, "kind": to, "sha256": files})
+        write_origin(folder, read_origin(source))
+        images = comparable_images(model.image.cfg.size) if to == "hf_clip" else ()
+        difference = require_parity(folder, take_reference(model, encoder, forbidden={}, images=images), fresh)
+        loss = add_int8(folder, int8.towers, int8.pairs, int8.source) if int8 else None
         make_public(folder)
-    return Converted(out, files, difference)
+        files = write_manifest(folder, to)
+    return Converted(out, files, difference, loss)
 
 
 def _require_packages(to: Format) -> None:
@@ -90,9 +117,9 @@ def _require_free(out: Path, to: Format) -> None:
     if not found:
         return
     try:
-        manifest = json.loads((out / MANIFEST).read_text("utf-8"))
-        ours = {MANIFEST, *manifest["sha256"]} if manifest["kind"] == to else set()
-    except (OSError, ValueError, KeyError, TypeError):
+        kind, files = read_manifest(out)
+        ours = {MANIFEST, *files} if kind == to else set()
+    except ExportError:
         ours = set()
     other = sorted(found - ours)
     if other:

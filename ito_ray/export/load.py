@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from ito_ray.config.schema import ImageTowerConfig, ModelConfig, TextTowerConfig
 from ito_ray.errors import ExportError
+from ito_ray.export.checks import check_manifest
 from ito_ray.export.sentence_transformer import quiet
 from ito_ray.models.dual_encoder import DualEncoder
 
@@ -26,8 +27,10 @@ def load_encoder(folder: Path) -> DualEncoder:
     """The towers of `folder`, float32, in evaluation mode; its tokenizer lies in `folder/text_0_Transformer`.
 
     Raises:
-        ExportError: the folder is not one that training exported, or its weights are not those of its description.
+        ExportError: the folder is not one that training exported, has changed since, or its weights are not those of
+            its description.
     """
+    check_manifest(folder)
     try:
         facts, text, image = (
             _read(folder / name) for name in ("ito.json", f"{TEXT}/config.json", f"{IMAGE}/config.json")

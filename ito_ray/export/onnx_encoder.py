@@ -14,14 +14,29 @@ from tokenizers import Tokenizer
 
 
 class OnnxEncoder:
-    """Both encoders of an exported folder; `providers` as in onnxruntime, e.g. CUDAExecutionProvider."""
+    """Both encoders of an exported folder.
 
-    def __init__(self, folder: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    `providers` as in onnxruntime; `threads` 0 for one a core; `int8_text`, `int8_image` for the small towers, if there.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        int8_text: bool = False,
+        int8_image: bool = False,
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         facts = json.loads(Path(folder, "preprocess.json").read_text("utf-8"))
         self.image, self.text = facts["image"], facts["text"]
         self.image_net, self.text_net = (
-            onnxruntime.InferenceSession(str(Path(folder, part["file"])), providers=list(providers))
-            for part in (self.image, self.text)
+            onnxruntime.InferenceSession(str(Path(folder, file)), options, providers=list(providers))
+            for file in (
+                self.image["int8_file" if int8_image else "file"],
+                self.text["int8_file" if int8_text else "file"],
+            )
         )
         padding = self.text["padding"]
         self.tokenizer = Tokenizer.from_file(str(Path(folder, self.text["tokenizer"])))

@@ -28,15 +28,17 @@ from ito_ray.export.checks import TensorPrint, check_folder, manifest_digest, to
 
 TOLERANCE = 1e-5
 CHILD_SECONDS = 900
-Kind = Literal["sentence_transformer", "open_clip", "onnx"]
+Kind = Literal["sentence_transformer", "open_clip", "hf_clip", "onnx"]
 LIBRARIES: Mapping[Kind, str] = {
     "sentence_transformer": "sentence-transformers",
     "open_clip": "OpenCLIP",
+    "hf_clip": "transformers",
     "onnx": "onnxruntime, tokenizers, Pillow and numpy",
 }
 REMEDIES: Mapping[Kind, str] = {
     "sentence_transformer": "Export the model again with towers of stock classes.",
     "open_clip": 'OpenCLIP must know local-dir: folders: pip install -U "ito_ray[clip]".',
+    "hf_clip": "Is a newer transformers needed? pip install -U transformers.",
     "onnx": 'Is a newer runtime needed? pip install -U "ito_ray[onnx]".',
 }
 PROBE_TEXTS = (
@@ -121,10 +123,10 @@ def reference_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.reference.safetensors")
 
 
-def probe_images(seed: int = 0) -> list[Image.Image]:
-    """RGB images of awkward sizes: odd, narrow, wide, smaller than any patch."""
+def probe_images(seed: int = 0, sizes: Sequence[tuple[int, int]] = PROBE_SIZES) -> list[Image.Image]:
+    """RGB images of awkward sizes (width, height): odd, narrow, wide, smaller than any patch."""
     rng = np.random.default_rng(seed)
-    shapes = ((height, width, 3) for width, height in PROBE_SIZES)
+    shapes = ((height, width, 3) for width, height in sizes)
     return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
 
 

@@ -1,6 +1,6 @@
 """Run as a file by parity.py in a process of its own: encode the reference inputs with the exported folder.
 
-    echo '["FOLDER", "REFERENCE", "OUT"]' | python -I parity_child.py sentence_transformer|open_clip|onnx
+    echo '["FOLDER", "REFERENCE", "OUT"]' | python -I parity_child.py sentence_transformer|open_clip|hf_clip|onnx
 
 The paths come by stdin, so that the parent can export while this process imports its libraries (about 10 s).
 It stands for a stranger's machine: ito_ray cannot be imported, nothing is unpickled, no connection is opened. For onnx
@@ -74,6 +74,39 @@ def _open_clip() -> Callable[[str], tuple[Encode, Encode]]:
     return load
 
 
+def _hf_clip() -> Callable[[str], tuple[Encode, Encode]]:
+    import torch
+    from transformers import AutoProcessor, CLIPModel
+
+    _forbid("ito_ray", "timm", "sentence_transformers", "open_clip")
+
+    def load(folder: str) -> tuple[Encode, Encode]:
+        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        any_image = processor(images=[_blank()], return_tensors="pt")
+        any_text = processor(text=["a"], return_tensors="pt")
+
+        @torch.inference_mode()
+        def encode_images(images: Sequence[Any]) -> Any:
+            inputs = processor(images=list(images), return_tensors="pt")
+            return model(**inputs, **any_text).image_embeds.numpy()
+
+        @torch.inference_mode()
+        def encode_texts(texts: Sequence[str]) -> Any:
+            inputs = processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
+            return model(**inputs, **any_image).text_embeds.numpy()
+
+        return encode_images, encode_texts
+
+    return load
+
+
+def _blank() -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (8, 8))
+
+
 def _onnx() -> Callable[[str], tuple[Encode, Encode]]:
     _forbid("ito_ray", *NO_TORCH)
     import onnxruntime  # noqa: F401  the README's code imports it; here so that it happens while the parent works
@@ -89,7 +122,7 @@ def _onnx() -> Callable[[str], tuple[Encode, Encode]]:
     return load
 
 
-LOADERS = {"sentence_transformer": _sentence_transformer, "open_clip": _open_clip, "onnx": _onnx}
+LOADERS = {"sentence_transformer": _sentence_transformer, "open_clip": _open_clip, "hf_clip": _hf_clip, "onnx": _onnx}
 
 
 def _in_batches(encode: Encode, inputs: Sequence[Any], batch: int) -> Any:
@@ -102,8 +135,8 @@ def _in_batches(encode: Encode, inputs: Sequence[Any], batch: int) -> Any:
 def main() -> None:
     """Read the three paths, write the embeddings (n,D), float32, to the safetensors OUT.
 
-    `text` and `image` are encoded all at once. For open_clip and onnx, whose batches we make ourselves, `text.1` and
-    `image.1` are encoded one at a time, `text.2` and `image.2` by twos.
+    `text` and `image` are encoded all at once. Where we make the batches ourselves, `text.1` and `image.1` are encoded
+    one at a time, `text.2` and `image.2` by twos.
     """
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     kind = sys.argv[1]

@@ -6,6 +6,7 @@ folder/
   image_0_Transformer (timm inside transformers' TimmWrapper, with its preprocessing)  1_Dense  2_Normalize
   ito.json                                  logit scale and sizes, for whoever needs the temperature
   README.md                                 model card
+  manifest.json                             sha256 of every other file
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers import AutoTokenizer, TimmWrapperConfig, TimmWrapperModel
 from transformers.utils import logging as transformers_logging
 
 from ito_ray.errors import ExportError
+from ito_ray.export.checks import write_manifest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ito_ray.models.image_tower import ImageTower
     from ito_ray.models.text_tower import TextTower
 
+KIND = "sentence_transformer"
 POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 IMAGE_MODALITY = {"image": {"method": "forward", "method_output_name": "pooler_output"}}
 LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
@@ -90,6 +93,7 @@ def export_sentence_transformer(model: DualEncoder, tokenizer_dir: Path, folder:
         _finish_text_config(model.text.net, built / "text_0_Transformer")
         _describe(model, built)
         make_public(built)
+        write_manifest(built, KIND)
         if folder.exists():
             folder.rename(Path(scratch, "replaced"))
         built.rename(folder)

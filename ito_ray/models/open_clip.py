@@ -66,7 +66,9 @@ def open_clip_config(encoder: DualEncoder) -> dict[str, Any]:
     Raises:
         ExportError: the pair of towers has no counterpart; the reason is named.
     """
-    for reason, wrong in chain(_image_obstacles(encoder), _text_obstacles(encoder)):  # each assumes those before it
+    for reason, wrong in chain(
+        clip_image_obstacles(encoder), clip_text_obstacles(encoder), _end_obstacle(encoder)
+    ):  # each assumes those before it
         if wrong:
             raise ExportError(
                 f"This dual encoder has no counterpart in OpenCLIP: {reason}. Take a vit_…_clip_… without quickgelu "
@@ -96,7 +98,8 @@ def open_clip_config(encoder: DualEncoder) -> dict[str, Any]:
     }
 
 
-def _image_obstacles(encoder: DualEncoder) -> Iterator[tuple[str, bool]]:
+def clip_image_obstacles(encoder: DualEncoder) -> Iterator[tuple[str, bool]]:
+    """Reasons why an image tower is not CLIP's pre-norm ViT, and whether each holds; each assumes those before it."""
     net, name = encoder.image.net, f"model.image.name={encoder.image.cfg.name}"
     yield f"{name} is not a Vision Transformer", not isinstance(net, VisionTransformer)
     yield f"{name} has no norm before its blocks", not isinstance(net.norm_pre, nn.LayerNorm)
@@ -111,10 +114,14 @@ def _image_obstacles(encoder: DualEncoder) -> Iterator[tuple[str, bool]]:
     yield f"{name} takes pictures of {size[0]}×{size[1]}, not square ones", size[0] != size[1]
 
 
-def _text_obstacles(encoder: DualEncoder) -> Iterator[tuple[str, bool]]:
+def clip_text_obstacles(encoder: DualEncoder) -> Iterator[tuple[str, bool]]:
+    """The same of the text tower."""
     cfg = encoder.text.cfg
     yield f"model.text.kind={cfg.kind} is not CLIP's text Transformer", cfg.kind != "clip"
-    yield f"model.text.pool={cfg.pool}: OpenCLIP reads the end token", cfg.pool != "last"
+    yield f"model.text.pool={cfg.pool}: CLIP reads the end token", cfg.pool != "last"
+
+
+def _end_obstacle(encoder: DualEncoder) -> Iterator[tuple[str, bool]]:
     config = encoder.text.net.config
     end = f"its tokenizer's end token is {config.eos_token_id}: OpenCLIP takes the highest id of a text for the end"
     yield end, config.eos_token_id != config.vocab_size - 1

@@ -146,6 +146,7 @@ class TextTower(LockableTower):
         if self.cfg.pool == "cls":
             return tokens_BTQ[:, 0]
         if self.cfg.pool == "last":
-            return tokens_BTQ[torch.arange(len(tokens_BTQ), device=tokens_BTQ.device), length_B - 1]
+            rows_B = torch.arange(tokens_BTQ.shape[0], device=tokens_BTQ.device)  # len() would fix B when exported
+            return tokens_BTQ[rows_B, length_B - 1]
         weight_BT1 = valid_BT[..., None].to(tokens_BTQ.dtype)
         return (tokens_BTQ * weight_BT1).sum(1) / length_B[:, None].to(tokens_BTQ.dtype)

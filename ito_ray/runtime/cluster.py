@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import ray
 
+from ito_ray.errors import ItoError
+
 OBJECT_STORE_BYTES = 1 << 30
 """Of a local Ray. The stream holds a few blocks at a time; Ray's default would be a third of the memory."""
 
@@ -77,3 +79,14 @@ def connect(*, verbose: bool) -> None:
             logging_level=level,
             log_to_driver=verbose,
         )
+
+
+def user_mistake(error: BaseException | None) -> ItoError | None:
+    """The user's mistake behind what Ray wraps around it."""
+    while error is not None:
+        # Ray raises a class that derives from the cause's, whose text is the whole traceback: that is not the one.
+        if isinstance(error, ItoError) and type(error).__module__ == ItoError.__module__:
+            return error
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None

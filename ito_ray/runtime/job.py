@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
 from ito_ray.evaluation.show import write_files
+from ito_ray.export.card import Origin, public_name, training_facts, with_origin
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
+from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
 from ito_ray.tracking.run import TrackedRun, open_run
 from ito_ray.training import checkpoint
@@ -50,6 +52,9 @@ class Training:
     """By reason."""
     sources: dict[str, dict[str, float]]
     """The numbers of each source: read = delivered + dropped/… + pending."""
+    recipe: str = ""
+    git: str = ""
+    """Recipe and code that trained, whatever exports the model again."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
 
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
-            newest, training = _train(cfg, data, folder, tracked, stages)
+            newest, training = _train(cfg, recipe, data, folder, tracked, stages)
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
             verified = _export(encoder, tokenizer, newest, folder)
             stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
@@ -105,6 +110,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 thumbnail=THUMBNAIL,
             )
             page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
+            verified = with_origin(verified, _origin(cfg, training, report, identity.digest))
         with stages.stage("Register the encoder"):
             registered = _register(cfg, verified, report, tracked, identity.digest)
             stages.say(f"{registered.uri} is version {registered.version}")
@@ -136,7 +142,7 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
 
 
 def _train(
-    cfg: Config, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
+    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
 ) -> tuple[Path, Training]:
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
@@ -169,6 +175,8 @@ def _train(
         sum(one.delivered for one in accounts),
         dict(sum((Counter(one.dropped) for one in accounts), Counter())),
         {name: account.metrics() for name, account in trained.accounts.items()},
+        recipe,
+        git_commit(),
     )
     record.write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
     return trained.checkpoint, training
@@ -225,10 +233,30 @@ def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: Tracke
     return page
 
 
+def _origin(cfg: Config, training: Training, report: Report, digest: str) -> Origin:
+    """What the model card says of this run."""
+    device = "GPU" if cfg.train.gpu else "CPU"
+    return Origin(
+        data=", ".join(public_name(one) for patterns in cfg.data.sources.values() for one in patterns),
+        data_digest=digest,
+        data_licence=cfg.data.licence or None,
+        data_pairs_read=training.rows_delivered,
+        recipe=training.recipe or None,
+        training=training_facts(cfg),
+        git=training.git or None,
+        evaluated_on=", ".join(map(public_name, (*cfg.data.heldout, *cfg.eval.zero_shot))) or None,
+        metrics=report.metrics(),
+        intervals=report.intervals,
+        hardware=f"{cfg.train.workers} workers on {device}, {platform.machine()}",
+        seconds=training.seconds,
+        samples_per_second=training.samples_per_second,
+    )
+
+
 def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str) -> Registered:
-    """A new version under the alias, unless the alias has this very encoder already: running the job again is safe."""
-    name, alias = cfg.tracking.model_name, cfg.tracking.alias
-    if known := find(verified.digest, store=tracked.store, model_name=name, alias=alias):
+    """A new version, unless this very encoder is one already: running the job again is safe."""
+    name = cfg.tracking.model_name
+    if known := find(verified.digest, store=tracked.store, model_name=name):
         return known
     tags = {
         "ito.data_digest": digest,
@@ -242,9 +270,10 @@ def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedR
         store=tracked.store,
         experiment=cfg.tracking.experiment,
         model_name=name,
-        alias=alias,
+        alias=cfg.tracking.alias,
         run=tracked,
         step=cfg.train.steps,
         metrics={f"final/{name}": value for name, value in report.metrics().items()},
+        measured_on={f"final/{kind}/": data for kind, data in evaluation_sets(cfg).items()},
         tags=tags,
     )

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import ito_ray
 from ito_ray.config.schema import Config
 from ito_ray.errors import ClusterError
+from ito_ray.redact import redact
 
 ANSWER_SECONDS = 120.0
 """Time for a node to answer: the first task there may have to fetch the job's code."""
@@ -256,7 +257,7 @@ def _output(cfg: Config, nodes: Sequence[Node]) -> Finding:
 
 
 def _tracking(cfg: Config, nodes: Sequence[Node], unreachable: str) -> Finding:
-    uri = cfg.tracking.uri or "SQLite below output"
+    uri = redact(cfg.tracking.uri) or "SQLite below output"
     if unreachable:
         return Finding("tracking", uri, f"{unreachable}: start the server or correct tracking.uri")
     if len(nodes) > 1 and (not cfg.tracking.uri or cfg.tracking.uri.startswith("sqlite:")):

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from ito_ray.data.prepare.job import Job, alone, open_job
 from ito_ray.data.prepare.options import Output
-from ito_ray.errors import ItoError
-from ito_ray.runtime.cluster import connect
+from ito_ray.runtime.cluster import connect, user_mistake
 from ito_ray.runtime.console import progress_line
 from ito_ray.runtime.stream import Rest
 
@@ -74,20 +73,9 @@ def _run(job: Job, numbers: Sequence[int], what: Literal["inspect", "write"], *,
                 done, samples = done + len(batch["samples"]), samples + int(batch["samples"].sum())
                 update(done / total, f"{done:,} of {total:,}, {samples:,} samples")
         except Exception as error:
-            known = _cause(error)
+            known = user_mistake(error)
             if known is None:
                 raise
             raise known from None
     if not console.is_terminal:
         console.print(f"    {title}: {done}/{total}, {samples:,} samples")
-
-
-def _cause(error: BaseException | None) -> ItoError | None:
-    """The user's mistake behind what Ray wraps around it."""
-    while error is not None:
-        # Ray raises a class that derives from the cause's, whose text is the whole traceback: that is not the one.
-        if isinstance(error, ItoError) and type(error).__module__ == ItoError.__module__:
-            return error
-        inner = getattr(error, "cause", None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__
-    return None

@@ -11,6 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ito_ray.config.schema import Config
+from ito_ray.data.shards import list_shards
+from ito_ray.redact import redact
+
 PACKAGES = ("torch", "timm", "transformers", "tokenizers", "sentence-transformers", "ray", "mlflow", "numpy", "pillow")
 
 
@@ -22,16 +26,30 @@ class DatasetIdentity:
     digest: str
     """Changes when a shard is added, removed or changes its size; at most 36 characters (MLflow's limit)."""
     source: tuple[str, ...]
-    """The patterns of the configuration."""
+    """The patterns of the configuration, without passwords and signatures."""
     shards: int
     bytes: int
 
 
 def dataset_identity(name: str, patterns: Sequence[str], shards: Iterable[tuple[str, int]]) -> DatasetIdentity:
     """Identity of the shards [(url, size in bytes), …]; independent of their order and of the folder they lie in."""
-    pairs = sorted((url.rsplit("/", 1)[-1], size) for url, size in shards)
+    pairs = sorted((redact(url).rsplit("/", 1)[-1], size) for url, size in shards)
     digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-    return DatasetIdentity(name, digest, tuple(patterns), len(pairs), sum(size for _, size in pairs))
+    return DatasetIdentity(name, digest, tuple(map(redact, patterns)), len(pairs), sum(size for _, size in pairs))
+
+
+def evaluation_sets(cfg: Config) -> dict[str, DatasetIdentity]:
+    """What `cfg` measures on: {"heldout": …, "zero_shot": …}, those that are given.
+
+    Raises:
+        DataError: patterns that name no shard.
+    """
+    sets = {"heldout": ("data.heldout", cfg.data.heldout), "zero_shot": ("eval.zero_shot", cfg.eval.zero_shot)}
+    return {
+        kind: dataset_identity(kind, patterns, [(one.url, one.size) for one in list_shards(patterns, field=field)])
+        for kind, (field, patterns) in sets.items()
+        if patterns
+    }
 
 
 def installed_versions() -> dict[str, str]:

@@ -1,15 +1,28 @@
 """The code that MLflow stores beside the model and runs to serve it. It must work where ito_ray is not installed.
 
-A request is a table with the columns `text` (string) and `image` (bytes of a JPEG, PNG or WebP; base64 over HTTP).
-Each row fills one of them; rows of both kinds may be mixed. The answer has the same rows: `modality` ("text" or
-"image") and `embedding` (list of D floats, L2-normalised). A row that cannot be encoded fails the request, with its
-number (from 0) in the message.
+A request is a table with the columns `text` (string) and `image` (the bytes of a JPEG, PNG or WebP; over HTTP, or
+wherever bytes are awkward, as base64). Each row fills one of them; rows of both kinds may be mixed. The answer has the
+same rows in the same order:
+
+    modality    "text" or "image"; null when the row failed
+    embedding   list of D floats, L2-normalised; null when the row failed
+    error       null, or "row N: reason", N counted from 0
+
+A row that cannot be encoded costs no other row. What is wrong with the whole request (no such columns, a batch size
+out of range) is refused, by a server with HTTP 400. Nothing named in a row is ever fetched or opened: a text that looks
+like an address is a text, and an image that looks like one is a broken image.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import io
+import json
+import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -21,11 +34,39 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_BATCH = 1024
+MAX_ELONGATION = 200
+"""Long side over short: the short one is scaled to the model's size, so a line of one pixel would become gigabytes."""
 
 
-def refuse(row: int, reason: str) -> MlflowException:
-    """The error for one row; a server answers it with HTTP 400."""
-    return MlflowException(f"row {row}: {reason}", error_code=INVALID_PARAMETER_VALUE)
+class RowError(ValueError):
+    """Why one row cannot be encoded."""
+
+
+def refuse(message: str) -> MlflowException:
+    """The error for a whole request; a server answers it with HTTP 400."""
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+def check_files(folder: Path) -> None:
+    """Every file of `folder` as its manifest.json has it: none changed, missing or added.
+
+    Raises:
+        MlflowException: the first file that is not.
+    """
+    path = folder / "manifest.json"
+    sums: dict[str, str] = json.loads(path.read_text("utf-8"))["sha256"] if path.is_file() else {}
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    for name in sorted((found | set(sums)) - {"manifest.json"}):
+        if name not in found or name not in sums:
+            raise refuse(f"{name} is {'missing' if name in sums else 'not listed'} in the model's manifest.json.")
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sums[name]:
+                raise refuse(f"{name} is not the file that the model's manifest.json describes: register it again.")
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -45,7 +86,7 @@ class ImageTextEncoder(PythonModel):
     """Texts and images to embeddings, by a stock SentenceTransformer folder."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the folder: from disk only, without code from it."""
+        """Load the folder: from disk only, without code from it, and only if its files are those of its manifest."""
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
@@ -53,11 +94,15 @@ class ImageTextEncoder(PythonModel):
         self.batch_size = int(config["batch_size"])
         self.max_bytes = int(config["max_image_bytes"])
         self.max_pixels = int(config["max_image_pixels"])
+        self.max_characters = int(config["max_text_characters"])
+        self.encoding = threading.Lock()
+        folder = Path(context.artifacts["encoder"])
+        check_files(folder)
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
             self.encoder = SentenceTransformer(
-                context.artifacts["encoder"],
+                str(folder),
                 device=config.get("device"),
                 local_files_only=True,
                 trust_remote_code=False,
@@ -72,51 +117,85 @@ class ImageTextEncoder(PythonModel):
         """See the file's docstring; `params` may hold `batch_size`.
 
         Raises:
-            MlflowException: a row with both or neither, an image too large or unreadable, a batch size below 1.
+            MlflowException: neither column is there, or a batch size out of range.
         """
-        batch = int((params or {}).get("batch_size") or self.batch_size)
-        if batch < 1:
-            raise MlflowException(f"batch_size={batch}: give 1 or more.", error_code=INVALID_PARAMETER_VALUE)
-        texts, images = self._split(model_input)
-        embeddings: list[Any] = [None] * len(model_input)
+        batch = int((params or {}).get("batch_size", self.batch_size))
+        if not 1 <= batch <= MAX_BATCH:
+            raise refuse(f"batch_size={batch}: give 1 to {MAX_BATCH}.")
+        if not {"text", "image"} & set(model_input.columns):
+            raise refuse("The table has neither a column 'text' nor a column 'image': give one of them, or both.")
+        answer = _Answer(len(model_input))
+        texts, images = self._split(model_input, answer)
         if texts:
-            inputs = [{"text": text} for text in texts.values()]
-            vectors = self.encoder.encode(inputs, batch_size=batch, show_progress_bar=False)
-            for row, vector in zip(texts, vectors, strict=True):
-                embeddings[row] = vector.tolist()
-        for rows, pictures in self._batches(images, batch):
-            vectors = self.encoder.encode(list(pictures), batch_size=batch, show_progress_bar=False)
-            for row, vector in zip(rows, vectors, strict=True):
-                embeddings[row] = vector.tolist()
-        kinds = ["text" if row in texts else "image" for row in range(len(model_input))]
-        return pd.DataFrame({"modality": kinds, "embedding": embeddings}, index=model_input.index)
+            vectors = self._encode([{"text": text} for text in texts.values()], batch)
+            answer.put("text", list(texts), vectors)
+        for rows, pictures in self._batches(images, batch, answer):
+            answer.put("image", rows, self._encode(list(pictures), batch))
+        return answer.table(model_input.index)
 
-    def _split(self, table: pd.DataFrame) -> tuple[dict[int, str], dict[int, bytes]]:
-        """Rows with a text and rows with an image. None, NaN and b"" mean no value, and so does "" beside an image."""
+    def _encode(self, inputs: list[Any], batch: int) -> Any:
+        """One at a time: a server answers in threads, and a tokenizer must not be set up in two of them at once."""
+        with self.encoding:
+            return self.encoder.encode(inputs, batch_size=batch, show_progress_bar=False)
+
+    def _split(self, table: pd.DataFrame, answer: _Answer) -> tuple[dict[int, str], dict[int, bytes]]:
+        """Rows with a text and rows with an image; an empty image is no value, nor is "" beside one."""
         empty = [None] * len(table)
         texts: dict[int, str] = {}
         images: dict[int, bytes] = {}
         columns = (table.get(name, empty) for name in ("text", "image"))
         for row, (text, image) in enumerate(zip(*columns, strict=True)):
-            if isinstance(image, bytes | bytearray | memoryview) and len(image):
-                if isinstance(text, str) and text:
-                    raise refuse(row, "has both text and image; give each its own row.")
-                if len(image) > self.max_bytes:
-                    raise refuse(row, f"image of {len(image)} bytes; at most {self.max_bytes} are allowed.")
-                images[row] = bytes(image)
-            elif isinstance(text, str):
-                texts[row] = text
-            else:
-                raise refuse(row, "has neither text (a string) nor image (bytes of a JPEG, PNG or WebP).")
+            try:
+                data = self._bytes(image)
+                if data:
+                    if isinstance(text, str) and text:
+                        raise RowError("has both text and image; give each its own row.")
+                    images[row] = data
+                else:
+                    texts[row] = self._text(text)
+            except RowError as error:
+                answer.fail(row, error)
         return texts, images
 
-    def _batches(self, images: dict[int, bytes], batch: int) -> Iterator[tuple[Sequence[int], Sequence[Image.Image]]]:
+    def _text(self, text: object) -> str:
+        if not isinstance(text, str):
+            if _is_missing(text):
+                raise RowError("has neither text (a string) nor image (bytes or base64 of a JPEG, PNG or WebP).")
+            raise RowError(f"text is {type(text).__name__}, not a string.")
+        if len(text) > self.max_characters:
+            raise RowError(f"text of {len(text)} characters; at most {self.max_characters} are allowed.")
+        return text
+
+    def _bytes(self, image: object) -> bytes:
+        """What is in the column `image`, b"" for nothing."""
+        if _is_missing(image):
+            return b""
+        if isinstance(image, str):
+            if len(image) > 1.5 * self.max_bytes + 4:  # base64 is 4/3 of the bytes, and a little more with line ends
+                raise RowError(f"image of {len(image)} base64 characters; at most {self.max_bytes} bytes are allowed.")
+            try:
+                image = base64.b64decode("".join(image.split()), validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise RowError("image is not base64; addresses and paths are not fetched.") from error
+        if not isinstance(image, bytes | bytearray | memoryview):
+            raise RowError(f"image is {type(image).__name__}, not bytes or base64.")
+        if len(image) > self.max_bytes:
+            raise RowError(f"image of {len(image)} bytes; at most {self.max_bytes} are allowed.")
+        return bytes(image)
+
+    def _batches(
+        self, images: dict[int, bytes], batch: int, answer: _Answer
+    ) -> Iterator[tuple[Sequence[int], Sequence[Image.Image]]]:
         """Decoded images, at most `batch` and at most `max_pixels` together, so that memory stays bounded."""
         rows: list[int] = []
         pictures: list[Image.Image] = []
         pixels = 0
         for row, data in images.items():
-            picture = self._decode(row, data)
+            try:
+                picture = self._decode(data)
+            except RowError as error:
+                answer.fail(row, error)
+                continue
             size = picture.width * picture.height
             if rows and (len(rows) == batch or pixels + size > self.max_pixels):
                 yield rows, pictures
@@ -127,16 +206,42 @@ class ImageTextEncoder(PythonModel):
         if rows:
             yield rows, pictures
 
-    def _decode(self, row: int, data: bytes) -> Image.Image:
+    def _decode(self, data: bytes) -> Image.Image:
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                size = image.width * image.height
-                if size > self.max_pixels:
-                    raise refuse(row, f"image of {size} pixels; at most {self.max_pixels} are allowed.")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
+                width, height = image.size
+                if width * height > self.max_pixels:
+                    raise RowError(f"image of {width * height} pixels; at most {self.max_pixels} are allowed.")
+                if max(width, height) > MAX_ELONGATION * min(width, height):
+                    raise RowError(
+                        f"image of {width}×{height}; a side may be {MAX_ELONGATION} times the other at most."
+                    )
                 return to_rgb(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except RowError:
+            raise
+        except Exception as error:  # a broken file makes Pillow raise almost anything
             message = "image is not a readable JPEG, PNG or WebP"
-            raise refuse(row, f"{message} ({type(error).__name__}, {len(data)} bytes).") from error
+            raise RowError(f"{message} ({type(error).__name__}, {len(data)} bytes).") from error
+
+
+class _Answer:
+    """One embedding or one reason for each row."""
+
+    def __init__(self, rows: int) -> None:
+        self.modality: list[str | None] = [None] * rows
+        self.embedding: list[list[float] | None] = [None] * rows
+        self.error: list[str | None] = [None] * rows
+
+    def put(self, modality: str, rows: Sequence[int], vectors: Any) -> None:
+        for row, vector in zip(rows, vectors, strict=True):
+            self.modality[row], self.embedding[row] = modality, vector.tolist()
+
+    def fail(self, row: int, error: RowError) -> None:
+        self.error[row] = f"row {row}: {error}"
+
+    def table(self, index: pd.Index) -> pd.DataFrame:
+        columns = {"modality": self.modality, "embedding": self.embedding, "error": self.error}
+        return pd.DataFrame(columns, index=index, dtype=object)
 
 
 mlflow.models.set_model(ImageTextEncoder())

@@ -1,9 +1,12 @@
-"""The model registry: a verified SentenceTransformer folder as an MLflow model with version and alias."""
+"""The model registry: a verified SentenceTransformer folder as an MLflow model with version and alias.
+
+A new version becomes `candidate`. It becomes `champion` here only when the model has none: a verified folder has passed
+what can be asked without one to compare with. Every other champion goes through `promote.py`.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import tempfile
 import time
@@ -14,28 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, load_model, save_model
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
-from PIL import Image
 
+from ito_ray.config.schema import RESERVED_ALIASES
 from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
-from ito_ray.tracking.run import Store, TrackedRun, open_client, open_experiment
+from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first, logged_model
+from ito_ray.tracking.provenance import DatasetIdentity
+from ito_ray.tracking.run import Store, TrackedRun, dataset_input, open_client, open_experiment, refusals
+from ito_ray.tracking.signature import SERVING, example, signature
 
 ENCODER = "encoder"
-SERVING = {"batch_size": 32, "max_image_bytes": 20_000_000, "max_image_pixels": 64_000_000}
 REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
-SHA256 = "ito.sha256"
-RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe")
+SHA256, PARITY = "ito.sha256", "ito.parity"
+RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe", "ito.config_digest", "mlflow.parentRunId")
+"""Of the training run, copied to the version. The parent is the sweep that the run belongs to."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,11 @@ class Registered:
     """Where the model is found now."""
 
     uri: str
-    """models:/<name>@<alias>"""
+    """models:/<name>@champion if it is that, else under its other alias, else models:/<name>/<version>"""
     model_name: str
     version: str
     model_id: str
     """MLflow's LoggedModel."""
-
-
-def signature() -> ModelSignature:
-    """Two optional columns in; modality and embedding out; `batch_size` as a parameter."""
-    return ModelSignature(
-        inputs=Schema(
-            [ColSpec(DataType.string, "text", required=False), ColSpec(DataType.binary, "image", required=False)]
-        ),
-        outputs=Schema([ColSpec(DataType.string, "modality"), ColSpec(Array(DataType.float), "embedding")]),
-        params=ParamSchema([ParamSpec("batch_size", DataType.long, SERVING["batch_size"])]),
-    )
-
-
-def example() -> pd.DataFrame:
-    """One text row and one image row; "" and b"" stand for no value, since JSON null in a bytes column is refused."""
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(picture, "PNG")
-    return pd.DataFrame({"text": ["a photo of a cat", ""], "image": [b"", picture.getvalue()]})
 
 
 def register(
@@ -74,37 +58,40 @@ def register(
     store: Store,
     experiment: str,
     model_name: str,
-    alias: str,
+    alias: str = CANDIDATE,
     run: TrackedRun | None = None,
     step: int = 0,
     metrics: Mapping[str, float] | None = None,
+    measured_on: Mapping[str, DatasetIdentity] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Registered:
-    """Log the folder as a model from code, register a new version of it and point the alias there.
+    """Log the folder as a model from code and register a new version of it: the candidate, and maybe first champion.
 
     Args:
         verified: what `ito_ray.export.parity.verify` returned; a folder changed since then is refused.
         store: tracking server and registry.
         experiment: experiment of the logged model, when there is no run.
         model_name: registered model, created when missing.
-        alias: moves to the new version.
+        alias: moves to the new version, and so does `candidate`.
         run: the training run it comes from.
         step: training step of the weights.
         metrics: of this model, at this step; need a run. Use the names and values of the run's own points: other
             values would be second points of the same curves.
+        measured_on: data that the metrics whose names start like this were measured on: inputs of the run.
         tags: of the model version, e.g. the dataset's digest.
 
     Raises:
         ExportError: the folder is not the one that was verified.
-        TrackingError: the server or the registry refuses.
+        TrackingError: the server or the registry refuses; an alias that the gate alone may move.
     """
+    require_free(alias)
     if manifest_digest(folder_manifest(verified.folder)) != verified.digest:
         raise ExportError(f"{verified.folder} has changed since it was verified: verify it again.")
     client = run.client if run else open_client(store)
     experiment_id = run.experiment_id if run else open_experiment(client, store, experiment)
     facts = json.loads((verified.folder / "ito.json").read_text("utf-8"))
     all_tags = {**_run_tags(run), **(tags or {}), **_evidence(verified)}
-    with _using(store), _refusals(f"register {model_name}@{alias}", store):
+    with _using(store), refusals(f"register {model_name}@{alias}", store):
         model = client.create_logged_model(
             experiment_id,
             name=model_name,
@@ -116,22 +103,42 @@ def register(
         _upload(client, model, verified.folder, facts, run.run_id if run else None)
         if run:
             client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
-            _log_metrics(run, model.model_id, step, metrics or {})
+            _log_metrics(run, model.model_id, step, metrics or {}, measured_on or {})
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         version = _new_version(client, model, model_name, run, all_tags)
-        client.set_registered_model_alias(model_name, alias, version)
-    return Registered(f"models:/{model_name}@{alias}", model_name, version, model.model_id)
+    registry = Registry(client, store, model_name)
+    for name in dict.fromkeys((CANDIDATE, alias)):
+        registry.set_alias(name, version)
+    return _settled(registry, version, model.model_id)
 
 
-def find(digest: str, *, store: Store, model_name: str, alias: str) -> Registered | None:
-    """What the alias points to, if it is the very folder with this digest: then there is nothing to register."""
-    try:
-        version = open_client(store).get_model_version_by_alias(model_name, alias)
-    except MlflowException:
-        return None  # no such model or alias yet
-    if version.tags.get(SHA256) != digest:
+def find(digest: str, *, store: Store, model_name: str) -> Registered | None:
+    """The newest version that is the very folder with this digest: then there is nothing to register."""
+    client = open_client(store)
+    with refusals(f"search {model_name!r}", store):
+        same = client.search_model_versions(f"name = '{model_name}' AND tags.`{SHA256}` = '{digest}'")
+    if not same:
         return None
-    return Registered(f"models:/{model_name}@{alias}", model_name, str(version.version), str(version.model_id))
+    version = max(same, key=lambda one: int(one.version))
+    return _settled(Registry(client, store, model_name), str(version.version), logged_model(version))
+
+
+def require_free(alias: str) -> None:
+    """TrackingError for an alias that the gate alone may move."""
+    if alias in RESERVED_ALIASES:
+        raise TrackingError(
+            f"The alias {alias!r} moves through the gate alone: register without it, then "
+            "python -m pipelines.register promote."
+        )
+
+
+def _settled(registry: Registry, version: str, model_id: str) -> Registered:
+    """Where the version is found now; a first one becomes champion."""
+    crown_first(registry, version)
+    mine = [alias for alias, other in registry.aliases().items() if other == version]
+    best = next((alias for alias in (CHAMPION, CANDIDATE, *mine) if alias in mine), None)
+    address = f"models:/{registry.name}@{best}" if best else f"models:/{registry.name}/{version}"
+    return Registered(address, registry.name, version, model_id)
 
 
 def load(uri: str, store: Store | None = None) -> PyFuncModel:
@@ -144,20 +151,22 @@ def load(uri: str, store: Store | None = None) -> PyFuncModel:
     Raises:
         TrackingError: no such model, version or alias.
     """
-    with _using(store), _refusals(f"give {uri}", store):
+    with _using(store), refusals(f"give {uri}", store or _default()):
         return load_model(uri)
 
 
-def download(uri: str, store: Store | None = None) -> Path:
+def download(uri: str, store: Store | None = None, into: Path | None = None) -> Path:
     """The SentenceTransformer folder inside a registered model.
 
-    With a local store this is the store's own folder: read only. Arguments as for `load`.
+    Args:
+        uri, store: as for `load`.
+        into: a folder to copy to; without it a local store gives its own folder (read only), a server a temporary one.
 
     Raises:
         TrackingError: no such model, version or alias, or one that `register` did not make.
     """
-    with _using(store), _refusals(f"give {uri}", store):
-        folder = Path(download_artifacts(artifact_uri=uri))
+    with _using(store), refusals(f"give {uri}", store or _default()):
+        folder = Path(download_artifacts(artifact_uri=uri, dst_path=str(into) if into else None))
         artifacts = Model.load(str(folder)).flavors["python_function"].get("artifacts", {})
     if ENCODER not in artifacts:
         raise TrackingError(f"{uri} has no artifact {ENCODER!r}: ito_ray did not register it, give another address.")
@@ -206,15 +215,36 @@ def _without_paths(mlmodel: Path) -> None:
     mlmodel.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def _log_metrics(run: TrackedRun, model_id: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Attach metrics to the model. MLflow stores them in the run too: the point that is there must be hit exactly."""
+def _log_metrics(
+    run: TrackedRun,
+    model_id: str,
+    step: int,
+    metrics: Mapping[str, float],
+    measured_on: Mapping[str, DatasetIdentity],
+) -> None:
+    """Attach metrics and their data to the model.
+
+    MLflow stores the metrics in the run too: the point that is there must be hit exactly.
+    """
+    if measured_on:
+        run.client.log_inputs(run.run_id, [dataset_input(one, "evaluation") for one in measured_on.values()])
     now = int(time.time() * 1000)
     points = []
     for name, value in metrics.items():
         same = (point for point in run.client.get_metric_history(run.run_id, name) if point.step == step)
         times = [point.timestamp for point in same if point.value == value]
+        data = next((one for prefix, one in measured_on.items() if name.startswith(prefix)), None)
         points.append(
-            Metric(name, float(value), times[0] if times else now, step, model_id=model_id, run_id=run.run_id)
+            Metric(
+                name,
+                float(value),
+                times[0] if times else now,
+                step,
+                model_id=model_id,
+                run_id=run.run_id,
+                dataset_name=data.name if data else None,
+                dataset_digest=data.digest if data else None,
+            )
         )
     if points:
         run.client.log_batch(run.run_id, metrics=points)
@@ -239,7 +269,7 @@ def _run_tags(run: TrackedRun | None) -> dict[str, str]:
 
 
 def _evidence(verified: Verified) -> dict[str, str]:
-    return {SHA256: verified.digest, "ito.parity": f"{verified.max_abs_difference:.3g}"}
+    return {SHA256: verified.digest, PARITY: f"{verified.max_abs_difference:.3g}"}
 
 
 @contextmanager
@@ -258,10 +288,6 @@ def _using(store: Store | None) -> Iterator[None]:
         mlflow.set_registry_uri(registry)
 
 
-@contextmanager
-def _refusals(action: str, store: Store | None) -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        where = store.uri if store else mlflow.get_tracking_uri()
-        raise TrackingError(f"The registry {where} does not {action}: {error.message}") from error
+def _default() -> Store:
+    """MLflow's own, for messages."""
+    return Store(mlflow.get_tracking_uri(), None)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from ito_ray.config.schema import Config
 from ito_ray.errors import TrackingError
+from ito_ray.redact import redact
 from ito_ray.tracking.provenance import DatasetIdentity
 
 RUN_KEY = "ito.run_key"
@@ -36,9 +37,15 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Store:
     """An MLflow tracking server or SQLite file, and where its artifacts go."""
 
-    uri: str
+    uri: str = field(repr=False)
+    """With its password, if it has one: for MLflow only."""
     artifacts: str | None
     """Artifact location for new experiments; None lets a server decide."""
+
+    @property
+    def address(self) -> str:
+        """`uri` as it may be printed."""
+        return redact(self.uri)
 
 
 def resolve_store(uri: str, output: str) -> Store:
@@ -65,6 +72,30 @@ def resolve_store(uri: str, output: str) -> Store:
             f"sqlite:///{Path(uri.removeprefix('file://')).resolve() / 'mlflow.db'} or the address of a server."
         )
     return Store(uri, None)
+
+
+def existing_store(uri: str) -> Store:
+    """The store of a `--tracking-uri` that something is to be read from: a SQLite file must be there already.
+
+    Raises:
+        TrackingError: as `resolve_store`, or no such file.
+    """
+    store = resolve_store(uri, ".")
+    if store.artifacts is not None and not Path(store.uri.removeprefix("sqlite:///")).is_file():
+        raise TrackingError(
+            f"--tracking-uri {uri}: there is no such SQLite file; give the one of the run (OUTPUT/mlflow/mlflow.db) or "
+            "the address of a server."
+        )
+    return store
+
+
+@contextmanager
+def refusals(action: str, store: Store) -> Iterator[None]:
+    """MLflow's errors as one sentence: "The registry … does not ACTION: …"."""
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"The registry {store.uri} does not {action}: {error.message}") from error
 
 
 @contextmanager
@@ -170,6 +201,12 @@ def run_key(cfg: Config) -> str:
     return hashlib.sha256(json.dumps([output, cfg.name]).encode()).hexdigest()[:32]
 
 
+def config_digest(cfg: Config) -> str:
+    """First 16 characters of the sha256 of the resolved configuration, without where it is tracked."""
+    public = cfg.model_dump(mode="json", exclude={"tracking"})
+    return hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def open_run(
     cfg: Config, *, recipe: str, dataset: DatasetIdentity, versions: Mapping[str, str], git: str
 ) -> TrackedRun:
@@ -193,13 +230,13 @@ def open_run(
         run, reopened = _get_or_create(client, experiment, cfg)
     tracked = TrackedRun(client, store, run, reopened=reopened)
     changed = _log_params(tracked, flatten(cfg), dict(run.data.params))
-    tags = {"ito.recipe": recipe, "mlflow.source.git.commit": git}
+    tags = {"ito.recipe": recipe, "mlflow.source.git.commit": git, "ito.config_digest": config_digest(cfg)}
     tags |= {f"version.{name}": version for name, version in versions.items()}
     if changed:
         tags["ito.changed_params"] = json.dumps(changed)[:PARAM_LENGTH]
     tracked.set_tags(tags)
     _log_config(tracked, cfg)
-    _log_dataset(tracked, dataset)
+    client.log_inputs(tracked.run_id, [dataset_input(dataset, "training")])
     return tracked
 
 
@@ -257,7 +294,8 @@ class ShardDataset(MetaDataset):
         return {"shards": self.identity.shards, "bytes": self.identity.bytes}
 
 
-def _log_dataset(run: TrackedRun, identity: DatasetIdentity) -> None:
+def dataset_input(identity: DatasetIdentity, context: str) -> DatasetInput:
+    """What MLflow records of a dataset as a run's input; `context` is its role: training, evaluation."""
     described = ShardDataset(identity)
     facts = described.to_dict()
     dataset = Dataset(
@@ -267,4 +305,4 @@ def _log_dataset(run: TrackedRun, identity: DatasetIdentity) -> None:
         facts["source"],
         profile=json.dumps(described.profile),
     )
-    run.client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag(DATASET_CONTEXT, "training")])])
+    return DatasetInput(dataset, [InputTag(DATASET_CONTEXT, context)])

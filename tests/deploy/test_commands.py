@@ -15,9 +15,6 @@ import pytest
 import tyro
 import yaml
 
-from ito_ray.config.load import parse
-from pipelines import prepare
-
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = sorted(
     path
@@ -33,18 +30,10 @@ TEXTS = sorted(
     for path in REPOSITORY.glob(pattern)
     if path.is_file()
 )
-ARGUMENTS = {
-    "pipelines.demo": "Demo",
-    "pipelines.doctor": "Doctor",
-    "pipelines.evaluate": "Evaluate",
-    "pipelines.register": "Arguments",
-    "pipelines.export": "Arguments",
-    "benchmarks.ingest": "Ingest",
-    "benchmarks.step_cost": "StepCost",
-    "benchmarks.large_batch": "LargeBatch",
-    "benchmarks.scaling": "Scaling",
-}
-"""Module → the class that tyro reads its command line into."""
+
+
+class _Parsed(BaseException):
+    """The command line was understood; nothing else shall be done."""
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -66,20 +55,28 @@ def _words(line: str) -> list[str]:
 
 
 def check(words: list[str]) -> None:
-    """Parse a command as its module would.
+    """Have its module read a command, and do no more.
 
     Raises:
-        SystemExit, ItoError: it does not understand it.
+        SystemExit: it does not understand it.
     """
-    name, *arguments = words
-    if name == "pipelines.train":
-        parse(arguments, prog=name, description="")
-    elif name == "pipelines.prepare":
-        known: dict[str, Callable[..., Any]] = {"icons": prepare.Icons, **prepare.SOURCES}
-        tyro.extras.subcommand_cli_from_dict(known, args=arguments)
-    else:
-        module = importlib.import_module(name)
-        tyro.cli(getattr(module, ARGUMENTS[name]), args=arguments)
+
+    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def stop(*given: Any, **named: Any) -> None:
+            parse(*given, **named)
+            raise _Parsed
+
+        return stop
+
+    module = importlib.import_module(words[0])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tyro, "cli", stopping(tyro.cli))
+        patched.setattr(tyro.extras, "subcommand_cli_from_dict", stopping(tyro.extras.subcommand_cli_from_dict))
+        try:
+            code = module.main(words[1:])
+        except _Parsed:
+            return
+    raise SystemExit(code)
 
 
 def _read(path: Path) -> str:

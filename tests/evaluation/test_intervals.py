@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom  # type: ignore[import-untyped]
 
-from ito_ray.evaluation.intervals import bootstrap_ci
+from ito_ray.evaluation.intervals import bootstrap_ci, paired_ci
 
 
 @pytest.mark.parametrize(("hits", "n"), [(30, 100), (250, 1000), (900, 1000)])
@@ -79,3 +79,42 @@ def test_refuses_nothing_and_wrong_groups() -> None:
         bootstrap_ci(np.zeros(0, dtype=bool))
     with pytest.raises(ValueError, match="groups has shape"):
         bootstrap_ci(np.ones(3, dtype=bool), groups=np.zeros(2, dtype=np.int64))
+
+
+def test_a_paired_interval_equals_its_closed_form() -> None:
+    """Differences in {−1, 0, 1}: the resampled mean is (gains − losses) / n of a multinomial draw."""
+    n, gains, losses = 400, 60, 30
+    ours = np.arange(n) < gains
+    theirs = (np.arange(n) >= gains) & (np.arange(n) < gains + losses)
+    drawn = np.random.default_rng(1).multinomial(n, [gains / n, losses / n, 1 - (gains + losses) / n], size=200_000)
+    expected = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
+    np.testing.assert_allclose(paired_ci(ours, theirs, samples=20_000), expected, atol=1.5 / n)
+    low, high = paired_ci(theirs, ours, samples=20_000)
+    np.testing.assert_allclose((-high, -low), expected, atol=1.5 / n)
+
+
+def test_pairing_sees_what_apart_is_lost() -> None:
+    """Twenty of 1,000 more, and none less: sure when paired, lost in the noise of two intervals apart."""
+    theirs = np.arange(1000) < 500
+    ours = np.arange(1000) < 520
+    assert paired_ci(ours, theirs)[0] > 0
+    assert bootstrap_ci(ours)[0] < bootstrap_ci(theirs)[1]
+
+
+def test_whole_groups_are_drawn_for_a_paired_interval() -> None:
+    """Ten copies of each sample add no certainty."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.random(60) < 0.6, rng.random(60) < 0.5
+    copied = paired_ci(np.repeat(ours, 10), np.repeat(theirs, 10), groups=np.repeat(np.arange(60), 10))
+    np.testing.assert_allclose(copied, paired_ci(ours, theirs))
+
+
+@pytest.mark.parametrize("n", [3, 50])
+def test_a_paired_interval_claims_no_certainty(n: int) -> None:
+    yes, no = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
+    share = beta.ppf(0.975, 1, n)  # at most so many are different
+    assert paired_ci(yes, yes) == pytest.approx((-share, share))
+    assert paired_ci(yes, no) == pytest.approx((1 - 2 * share, 1))
+    assert paired_ci(no, yes) == pytest.approx((-1, 2 * share - 1))
+    with pytest.raises(ValueError, match="must be equal"):
+        paired_ci(yes, no[1:])

@@ -13,7 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ito_ray.errors import ExportError
-from ito_ray.export.checks import check_folder, folder_manifest, manifest_digest, tower_prints
+from ito_ray.export.checks import (
+    check_folder,
+    check_manifest,
+    folder_manifest,
+    manifest_digest,
+    tower_prints,
+    write_manifest,
+)
 from tests.export.tiny import FUSION, Exported, export
 
 WEIGHTS = "text_0_Transformer/model.safetensors"
@@ -39,6 +46,27 @@ def test_clean_folder_passes_and_its_manifest_names_every_file(folder: Path, mad
     assert manifest == folder_manifest(folder)
     (folder / "README.md").write_text("changed")
     assert manifest_digest(folder_manifest(folder)) != manifest_digest(manifest)
+
+
+def test_a_file_that_is_not_as_exported_is_refused(folder: Path, made: Exported) -> None:
+    assert check_manifest(folder) == "sentence_transformer"
+    readme = folder / "README.md"
+    text = readme.read_text()
+    readme.write_text(text + "!")
+    with pytest.raises(ExportError, match=r"README\.md in .* is changed since the export"):
+        check(folder, made)
+    readme.unlink()
+    (folder / "more.txt").write_text("more")
+    with pytest.raises(ExportError, match=r"README\.md in .* is missing since the export.*, and so are 1 more"):
+        check_manifest(folder)
+    readme.write_text(text)
+    with pytest.raises(ExportError, match=r"more\.txt in .* is new since the export"):
+        check_manifest(folder)
+    write_manifest(folder, "sentence_transformer")
+    assert check_manifest(folder) == "sentence_transformer"
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(ExportError, match="has no manifest"):
+        check_manifest(folder)
 
 
 def _pickle_bin(folder: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
+from timm.data.transforms_factory import create_transform
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
 
 from ito_ray.config.schema import ImageTowerConfig, ModelConfig, TextTowerConfig
 from ito_ray.errors import ExportError
 from ito_ray.export import onnx_folder
+from ito_ray.export.card import Origin, write_origin
+from ito_ray.export.checks import write_manifest
+from ito_ray.export.hf_clip_folder import comparable_images, write_hf_clip
 from ito_ray.export.load import load_encoder
 from ito_ray.export.onnx_encoder import OnnxEncoder
 from ito_ray.export.open_clip_folder import write_open_clip
@@ -80,7 +86,9 @@ def _clip(parent: Path) -> Made:
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms and biases start at 1 and 0, where an exchange would not show
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
-    return Made(export_sentence_transformer(model, parent / "tokenizer", parent / "st"), model)
+    folder = export_sentence_transformer(model, parent / "tokenizer", parent / "st")
+    write_origin(folder, Origin(data_licence="CC BY 4.0"))
+    return Made(folder, model)
 
 
 def _bert(parent: Path) -> Made:
@@ -119,11 +127,18 @@ def test_a_pretrained_text_tower_is_loaded_back(tmp_path: Path) -> None:
 
 
 def test_other_folders_and_exchanged_weights_are_refused(bert: Made, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="is not a SentenceTransformer folder that ito_ray exported"):
+    with pytest.raises(ExportError, match=r"has no manifest\.json"):
         load_encoder(tmp_path)
+    (tmp_path / "other").mkdir()
+    write_manifest(tmp_path / "other", "sentence_transformer")
+    with pytest.raises(ExportError, match="is not a SentenceTransformer folder that ito_ray exported"):
+        load_encoder(tmp_path / "other")
     copy = Path(shutil.copytree(bert.folder, tmp_path / "copy"))
     weights = copy / "text_2_Dense" / "model.safetensors"
     save_file({"linear.weight": torch.zeros(24, 31)}, weights)
+    with pytest.raises(ExportError, match=r"text_2_Dense/model\.safetensors in .* is changed since the export"):
+        load_encoder(copy)
+    write_manifest(copy, "sentence_transformer")
     with pytest.raises(ExportError, match=r"1 are missing, unknown or of another shape, first text\.proj\.weight"):
         load_encoder(copy)
 
@@ -141,9 +156,73 @@ def test_open_clip_encodes_the_same_at_an_odd_size(clip: Made, tmp_path: Path) -
     assert torch.equal(model.logit_scale, made.model.logit_scale)
 
 
-def test_towers_without_a_counterpart_in_open_clip_are_refused(bert: Made, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="resnet10t is not a Vision Transformer"):
+def test_hf_clip_encodes_the_same_through_its_processor(clip: Made, tmp_path: Path) -> None:
+    write_hf_clip(load_encoder(clip.folder), clip.tokenizer, tmp_path)
+    model: Any = CLIPModel.from_pretrained(tmp_path, local_files_only=True)
+    processor: Any = AutoProcessor.from_pretrained(tmp_path, local_files_only=True, backend="pil")
+    images = comparable_images(clip.model.image.cfg.size)
+    inputs = processor(text=TEXTS, images=images, padding=True, truncation=True, return_tensors="pt")
+    ids = AutoTokenizer.from_pretrained(clip.tokenizer, local_files_only=True)(TEXTS, padding=True, truncation=True)
+    assert inputs["input_ids"].tolist() == ids["input_ids"]
+    with torch.inference_mode():
+        answer = model.eval()(**inputs)
+    expected = clip.stock.encode(images)
+    np.testing.assert_allclose(answer.image_embeds, expected, atol=1e-5)
+    np.testing.assert_allclose(answer.text_embeds, clip.stock.encode([{"text": one} for one in TEXTS]), atol=1e-5)
+    assert torch.equal(model.logit_scale, clip.model.logit_scale)
+    assert type(processor).__name__ == "CLIPProcessor"
+
+
+def test_what_clip_processors_cut_differently_is_known(clip: Made, tmp_path: Path) -> None:
+    """Of every size the same square, or one pixel off it; comparable_images are of the first kind."""
+    size = clip.model.image.cfg.size
+    write_hf_clip(clip.model, clip.tokenizer, tmp_path)
+    processor: Any = AutoProcessor.from_pretrained(tmp_path, local_files_only=True, backend="pil")
+    transform: Any = create_transform(
+        input_size=size, is_training=False, crop_pct=1.0, crop_mode="center", interpolation="bicubic",
+        mean=clip.model.image.cfg.mean, std=clip.model.image.cfg.std,
+    )  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (2 * size, 2 * size, 3), np.uint8)
+    for width in range(size, size + 9):
+        image = Image.fromarray(noise[:size, :width])
+        ours, theirs = transform(image).numpy(), processor(images=[image], return_tensors="np")["pixel_values"][0]
+        if (width - size) % 4 == 3:  # theirs begins one pixel further left
+            np.testing.assert_allclose(ours[..., :-1], theirs[..., 1:], atol=1e-6)
+        else:
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert [image.size for image in comparable_images(32)] == [(64, 64), (98, 41), (33, 260), (301, 300), (5, 7)]
+    for image in comparable_images(size):
+        theirs = processor(images=[image], return_tensors="np")["pixel_values"][0]
+        np.testing.assert_allclose(transform(image).numpy(), theirs, atol=1e-6)
+
+
+def test_towers_without_a_counterpart_in_clip_are_refused(bert: Made, clip: Made, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"OpenCLIP: .*resnet10t is not a Vision Transformer"):
         write_open_clip(load_encoder(bert.folder), bert.tokenizer, tmp_path)
+    with pytest.raises(ExportError, match=r"CLIPModel: .*resnet10t is not a Vision Transformer"):
+        write_hf_clip(load_encoder(bert.folder), bert.tokenizer, tmp_path)
+    legacy = load_encoder(clip.folder)
+    legacy.text.net.config.eos_token_id = 2
+    with pytest.raises(ExportError, match="end token is 2, for which CLIPTextModel"):
+        write_hf_clip(legacy, clip.tokenizer, tmp_path)
+    pooled = load_encoder(clip.folder)
+    pooled.text.cfg = pooled.text.cfg.model_copy(update={"pool": "mean"})
+    with pytest.raises(ExportError, match=r"model\.text\.pool=mean: CLIP reads the end token"):
+        write_hf_clip(pooled, clip.tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_other_formats_are_refused(clip: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--encoder", str(clip.folder), "--out", str(tmp_path / "out"), "--to"]
+    assert main([*command, "hf_clip", "--int8-text"]) == 2
+    assert "--int8-text is for --to onnx, not --to hf_clip" in capsys.readouterr().err
+    assert main([*command, "onnx", "--data", "x.tar"]) == 2
+    assert "--data is what --int8-text and --int8-image are measured on" in capsys.readouterr().err
+    assert main([*command, "onnx", "--int8-image"]) == 2
+    assert "--int8-image is measured on photographs" in capsys.readouterr().err
+    assert main([*command, "onnx", "--int8-text", "--data", str(tmp_path / "none.tar")]) == 2
+    assert "--data" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tower_too_large_for_an_onnx_file_is_refused(
@@ -190,6 +269,18 @@ def _assert_manifest_is_whole(out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_hf_clip_pipeline_compares_with_transformers_alone(
+    clip: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "hf"
+    assert main(["--encoder", str(clip.folder), "--to", "hf_clip", "--out", str(out)]) == 0, capsys.readouterr().err
+    assert f'CLIPModel.from_pretrained("{out}")' in capsys.readouterr().out
+    _assert_manifest_is_whole(out)
+    assert {path.suffix for path in out.iterdir()} <= {".json", ".md", ".safetensors", ".txt"}
+    assert "| licence | CC BY 4.0 |" in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
 def test_the_open_clip_pipeline_replaces_an_earlier_export(
     clip: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,12 +295,45 @@ def test_the_open_clip_pipeline_replaces_an_earlier_export(
     _assert_manifest_is_whole(out)
 
 
+def _shard(path: Path) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, (image, caption) in enumerate(zip(probe_images(), CAPTIONS, strict=False)):
+            picture = io.BytesIO()
+            image.save(picture, "PNG")
+            for suffix, data in (("png", picture.getvalue()), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def _assert_int8_is_measured(out: Path, printed: str) -> None:
+    """What is written down is what the two files give."""
+    described = json.loads((out / "preprocess.json").read_text())
+    measured = described["int8_measured"]["towers"]["text"]
+    whole, small = (OnnxEncoder(out, int8_text=small).encode_texts(CAPTIONS) for small in (False, True))
+    cosine_N = (whole * small).sum(1)
+    assert measured["inputs"] == len(CAPTIONS)
+    assert measured["cosine_mean"] == pytest.approx(cosine_N.mean(), abs=1e-6)
+    assert measured["cosine_min"] == pytest.approx(cosine_N.min(), abs=1e-6)
+    assert 0.9 < measured["cosine_min"] < 1
+    assert measured["int8_bytes"] == (out / described["text"]["int8_file"]).stat().st_size < measured["float_bytes"]
+    images = OnnxEncoder(out).encode_images(probe_images()[: len(CAPTIONS)])
+    right = ((images @ small.T).argmax(1) == np.arange(len(CAPTIONS))).mean()
+    assert described["int8_measured"]["recall"]["int8"]["image_to_text_r1"] == right
+    assert "the pairs of pairs.tar" in printed and "R@1" in printed and "cosine to float 0.9" in printed
+
+
 @pytest.mark.slow
 def test_the_onnx_pipeline_encodes_the_same_in_any_batch(
     bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "onnx"
-    assert main(["--encoder", str(bert.folder), "--to", "onnx", "--out", str(out)]) == 0, capsys.readouterr().err
+    data = _shard(tmp_path / "pairs.tar")
+    command = ["--encoder", str(bert.folder), "--to", "onnx", "--out", str(out), "--int8-text", "--data", str(data)]
+    assert main(command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    _assert_int8_is_measured(out, printed)
     _assert_manifest_is_whole(out)
     encoder = OnnxEncoder(out)
     for batch in (1, 2, len(TEXTS)):

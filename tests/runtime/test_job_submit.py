@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,11 +11,13 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 
 from ito_ray.config.load import to_yaml
@@ -98,11 +99,11 @@ def _head() -> Iterator[Head]:
         _wait(is_up, 60, (folder / "head.txt").read_text)
         yield Head(JobSubmissionClient(address), f"http://127.0.0.1:{export}/metrics")
     finally:
-        process.send_signal(signal.SIGTERM)  # --block ends all of Ray's processes with itself
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        whole = psutil.Process(process.pid)  # --block keeps all of Ray's processes below itself
+        for one in (*whole.children(recursive=True), whole):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -33,10 +33,12 @@ from ito_ray.data.rows import read_piece
 from ito_ray.data.tokens import load_tokenizer, tokenize
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import FolderEncoder
+from ito_ray.export.card import read_origin
+from ito_ray.export.checks import check_manifest
 from ito_ray.runtime import job, trainer
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.preflight import plan_data
-from ito_ray.tracking.registry import load
+from ito_ray.tracking.registry import download, load
 from ito_ray.training.state import read_state
 from tests.data.makers import picture, write_tar
 from tests.runtime import recorded
@@ -59,8 +61,8 @@ def _config(tmp: Path, workers: int) -> Config:
         "weights": {"big": 3, "rare": 1},
         "max_bad_fraction": 0.1,
     }
-    train = {"steps": STEPS, "global_batch": BATCH, "workers": workers, "checkpoint_every": 5, "micro_batch": 4}
-    train["parallel"] = "fsdp" if workers > 1 else "ddp"
+    train: dict[str, Any] = {"steps": STEPS, "global_batch": BATCH, "workers": workers, "checkpoint_every": 5}
+    train |= {"micro_batch": 4, "parallel": "fsdp" if workers > 1 else "ddp"}
     text = {"vocab_size": 200}  # enough to tell all captions apart
     changes = {"eval": {"every": 10}, "tracking": {"model_name": "small"}}
     return small_config(tmp, data=data, train=train, model={"text": text}, **changes)
@@ -157,6 +159,7 @@ def test_killed_with_two_workers_and_resumed_with_one(tmp_path: Path, capsys: py
     outcome = _run(cfg)
     _one_run_with_one_unbroken_curve(outcome)
     _the_registered_model_is_the_trained_one(outcome)
+    _its_card_says_what_the_run_measured(outcome)
     with pytest.raises(ConfigError, match=r"model\.embed_dim=32"):
         _run(overlay(cfg, {"model": {"embed_dim": 32}}, source="test"))
 
@@ -193,6 +196,18 @@ def _the_registered_model_is_the_trained_one(outcome: job.Outcome) -> None:
     by_image = np.array(model.predict(pd.DataFrame({"image": images}))["embedding"].tolist(), np.float32)
     np.testing.assert_allclose(by_text, folder.encode_texts(texts), atol=1e-6)
     assert by_image.shape == by_text.shape
+
+
+def _its_card_says_what_the_run_measured(outcome: job.Outcome) -> None:
+    known = read_origin(download(outcome.registered.uri, outcome.run.store))
+    assert known.metrics == outcome.report.metrics()
+    assert known.training["steps"] == f"{STEPS} of {BATCH} pairs"
+    assert (known.recipe, known.git) == (outcome.training.recipe, outcome.training.git)
+    assert known.recipe and str(known.data).endswith("/rare") and known.data_licence is None
+    assert known.data_pairs_read == outcome.training.rows_delivered
+    card = (outcome.encoder / "README.md").read_text()
+    assert "| licence | unknown |" in card and str(outcome.encoder.parent) not in card
+    assert check_manifest(outcome.encoder) == "sentence_transformer"
 
 
 def _every_row_is_accounted_for(

@@ -7,20 +7,20 @@ out/.prepare/     only until the end: job.json, listing.parquet, inspected/, pla
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
+from ito_ray.data import job_folder
+from ito_ray.data.job_folder import difference, known, read_json, remove_partials, write_json, write_parquet
 from ito_ray.data.prepare.inspect import fit, inspect
 from ito_ray.data.prepare.options import Output, digest
 from ito_ray.data.prepare.plan import account, place
@@ -66,7 +66,7 @@ class Job:
         look = self.options.dedup == "perceptual"
         rows = self.source.read(piece)
         table = inspect(piece, rows, self.options.filters, self.options.picture, look=look)
-        _write_parquet(table, self._work / "inspected" / _piece_name(piece))
+        write_parquet(table, self._work / "inspected" / _piece_name(piece))
         return int(table.num_rows)
 
     def plan(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Job:
         lost = inspected.select(["key", "url"]).take(pa.array(chosen, pa.int64()))
         reasons = [placement.reasons[number] or ("", "") for number in chosen]
         columns = [lost["key"], [reason for reason, _ in reasons], [detail for _, detail in reasons], lost["url"]]
-        _write_parquet(pa.table(columns, schema=_DROPPED), self.out / DROPPED)
+        write_parquet(pa.table(columns, schema=_DROPPED), self.out / DROPPED)
         if not placement.names:
             counts = ", ".join(f"{reason} {count}" for reason, count in balance["dropped"].items())
             raise DataError(f"None of the {balance['inputs']} inputs is left ({counts}): see {self.out / DROPPED}.")
@@ -96,7 +96,7 @@ class Job:
         partial.replace(self._work / "plan.parquet")
         for folder in {self.out / Path(name).parent for name in placement.names}:
             folder.mkdir(exist_ok=True)
-        _write_json(self._work / "account.json", {**balance, "shards": list(placement.names)})
+        write_json(self._work / "account.json", {**balance, "shards": list(placement.names)})
         return balance
 
     @property
@@ -106,7 +106,7 @@ class Job:
 
     def shards(self) -> list[str]:
         """Names of all planned shards, relative to the folder."""
-        names: list[str] = _read_json(self._work / "account.json")["shards"]
+        names: list[str] = read_json(self._work / "account.json")["shards"]
         return names
 
     def shards_to_write(self) -> list[int]:
@@ -136,13 +136,13 @@ class Job:
         with path.open("rb") as file:
             made = hashlib.file_digest(file, "sha256").hexdigest()
         record = {"samples": len(plan), "bytes": path.stat().st_size, "sha256": made}
-        _write_json(self._record(name), record)
+        write_json(self._record(name), record)
         return len(plan)
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest and remove what only the work needed; the manifest."""
-        balance = _read_json(self._work / "account.json")
-        shards = {name: _read_json(self._record(name)) for name in balance.pop("shards")}
+        balance = read_json(self._work / "account.json")
+        shards = {name: read_json(self._record(name)) for name in balance.pop("shards")}
         assert sum(shard["samples"] for shard in shards.values()) == sum(balance["written"].values())
         totals = {field: sum(shard[field] for shard in shards.values()) for field in ("samples", "bytes")}
         manifest = {
@@ -154,10 +154,9 @@ class Job:
             "totals": {"shards": len(shards), **totals},
             "shards": shards,
         }
-        _write_json(self.out / MANIFEST, manifest)
+        write_json(self.out / MANIFEST, manifest)
         shutil.rmtree(self._work)
-        for partial in self.out.rglob(f".*{PARTIAL}"):  # of a killed run
-            partial.unlink(missing_ok=True)
+        remove_partials(self.out)
         return manifest
 
     def _sample(self, row: Row, planned: dict[str, Any]) -> Sample:
@@ -174,25 +173,9 @@ class Job:
         return self._record(name).is_file()
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> AbstractContextManager[None]:
     """Keep other processes out of the folder. Raises DataError when one is at work there, or when it is a file."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file: give a folder.")
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / f"{WORK}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(f"Another process prepares --out {out}: wait for it or stop it.") from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-        if new and not any(out.iterdir()):
-            out.rmdir()
+    return job_folder.alone(out, lock=f"{WORK}.lock", works="prepares")
 
 
 def open_job(options: Output) -> Job | dict[str, Any]:
@@ -202,14 +185,14 @@ def open_job(options: Output) -> Job | dict[str, Any]:
         DataError: `out` holds something else, or another job.
     """
     out, request = options.out.absolute(), options.request()
-    manifest = _known(out / MANIFEST)
-    begun = _known(out / WORK / "job.json")
+    manifest = known(out / MANIFEST)
+    begun = known(out / WORK / "job.json")
     if not manifest and not begun and out.exists() and any(not path.name.startswith(WORK) for path in out.iterdir()):
         raise DataError(f"--out {out} is not empty and was not made by prepare: give a new folder or empty it.")
     for found in (manifest, begun):
         if found and found.get("request") != request:
             raise DataError(
-                f"--out {out} holds another job ({_difference(found.get('request'), request)}): "
+                f"--out {out} holds another job ({difference(found.get('request'), request)}): "
                 "give a new folder or remove it."
             )
     for folder in ("inspected", "made"):
@@ -227,7 +210,7 @@ def open_job(options: Output) -> Job | dict[str, Any]:
     if manifest and all(_is_whole(out / name, shard) for name, shard in manifest["shards"].items()):
         shutil.rmtree(out / WORK)
         return manifest
-    _write_json(out / WORK / "job.json", {"version": VERSION, "digest": job.digest, "request": request})
+    write_json(out / WORK / "job.json", {"version": VERSION, "digest": job.digest, "request": request})
     return job
 
 
@@ -243,34 +226,6 @@ def _changed(what: str) -> DataError:
 
 def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == shard["bytes"]
-
-
-def _known(path: Path) -> dict[str, Any]:
-    return _read_json(path) if path.is_file() else {}
-
-
-def _difference(found: Any, request: dict[str, Any]) -> str:
-    if not isinstance(found, dict):
-        return "of another kind"
-    names = [name for name in {**found, **request} if found.get(name) != request.get(name)]
-    return ", ".join(f"{name}: {found.get(name)!r} there, {request.get(name)!r} here" for name in names[:3])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return value
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    partial.replace(path)
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    pq.write_table(table, partial)
-    partial.replace(path)
 
 
 def reasons_of(manifest: dict[str, Any]) -> Sequence[tuple[str, int]]:

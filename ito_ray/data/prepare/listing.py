@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ito_ray.data.prepare.source import is_unicode
-from ito_ray.data.rows import BadSample, Row, usable_captions
+from ito_ray.data.rows import BadSample, Needs, Row, usable_captions
 from ito_ray.data.shards import open_fs
 
 ROWS_PER_PIECE = 512
@@ -78,13 +78,15 @@ class ListedSource:
         partial.replace(path)
         return ListedSource(str(path), pieces, digest.hexdigest(), dict(notes))
 
-    def read(self, piece: int, places: Collection[int] | None = None) -> Iterator[tuple[int, Row]]:
+    def read(
+        self, piece: int, places: Collection[int] | None = None, needs: Needs = "pair"
+    ) -> Iterator[tuple[int, Row]]:
         """Rows of one row group, each picture and caption file opened in turn."""
         table = self._file.read_row_group(piece)
         chosen = range(table.num_rows) if places is None else sorted(places)
         for place, values in zip(chosen, table.take(list(chosen)).to_pylist(), strict=True):
             meta = json.loads(values.pop("meta"))
-            yield place, load(Listed(meta=meta, **values))
+            yield place, load(Listed(meta=meta, **values), needs)
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
@@ -94,7 +96,7 @@ class ListedSource:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
 
-def load(listed: Listed) -> Row:
+def load(listed: Listed, needs: Needs = "pair") -> Row:
     """The input with its bytes and its cleaned captions, or with the reason why not.
 
     Raises:
@@ -103,14 +105,22 @@ def load(listed: Listed) -> Row:
     try:
         if listed.bad is not None:
             raise BadSample(listed.bad, listed.detail)
-        texts = [*listed.captions, *([_text(listed.text)] if listed.text else [])]
-        captions = usable_captions(texts)
-        image = _bytes(listed.image)
-        if not image:
+        captions = _captions(listed, needs)
+        image = None if needs == "text" else _bytes(listed.image)
+        if image == b"":
             raise BadSample("missing_image", "the file is empty")
     except BadSample as error:
-        return Row(listed.key, None, (), bad=error.reason, detail=error.detail, url=listed.image)
-    return Row(listed.key, image, captions, dict(listed.meta), url=listed.image)
+        return Row(listed.key, None, (), bad=error.reason, detail=error.detail, url=listed.image or listed.text)
+    return Row(listed.key, image, captions, dict(listed.meta), url=listed.image or listed.text)
+
+
+def _captions(listed: Listed, needs: Needs) -> tuple[str, ...]:
+    try:
+        return usable_captions([*listed.captions, *([_text(listed.text)] if listed.text else [])])
+    except BadSample:
+        if needs == "image":
+            return ()
+        raise
 
 
 def _text(url: str) -> str:
