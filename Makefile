@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo demo-long test test-fast lint format audit clean
+.PHONY: help demo demo-long submit test test-fast lint format audit clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -24,6 +24,9 @@ demo: $(STAMP)   ## the main job in a few minutes: data, training, registry, gal
 
 demo-long: $(STAMP) ## the same with five times as many steps
 	@$(BIN)/python -m pipelines.demo --recipe icons_cpu_long
+
+submit: $(STAMP) ## a pipeline on the cluster of RAY_API_SERVER_ADDRESS: make submit ARGS='train --recipe …' [JOB=--no-wait]
+	@$(BIN)/ray job submit --working-dir . --runtime-env-json '{"excludes": ["docs", "tests"]}' $(JOB) -- python -m pipelines.$(ARGS)
 
 test: lint       ## what CI runs: formatting, types, import rules, all tests
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8

@@ -110,7 +110,7 @@ def build(setting: Setting, names: Iterable[str]) -> dict[str, Step]:
     methods = {name: build_method(cfg, encoder) for name, cfg in _configs(model_cfg).items()}
     ito = methods["ito"]
     assert isinstance(ito, Ito) and ito.fusion is not None
-    batch, padded_BT = _batch(setting, model_cfg)
+    batch, padded_BT = make_batch(setting, model_cfg)
     steps: dict[str, Step] = {}
 
     if wanted & {"open_clip", "naive_ito"}:
@@ -143,7 +143,7 @@ def _configs(model: ModelConfig) -> dict[str, Config]:
     }
 
 
-def _batch(setting: Setting, model: ModelConfig) -> tuple[Batch, Tensor]:
+def make_batch(setting: Setting, model: ModelConfig) -> tuple[Batch, Tensor]:
     """Our batch, captions cut to the longest, and OpenCLIP's ids, padded to the context."""
     padded_BT, length_B = padded_ids(captions(setting.batch, setting.seed), model.text.context)
     image_VBCHW = torch.randn(2, setting.batch, 3, model.image.size, model.image.size)

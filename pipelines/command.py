@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
 
 from ito_ray.errors import ItoError
 from ito_ray.redact import redact
 
+LOG_WIDTH = 140
+"""Columns where there is no terminal, as in the log of a job; rich would break lines at 80."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler or `ray job stop` wants what Ctrl-C wants."""
+
+
+def console() -> Console:
+    """What commands print to: as wide as the terminal, or wide enough for a log."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+
 
 def exit_code(run: Callable[[], object], *, stopped: str = "Stopped.") -> int:
-    """The number that `run` returns, 0 for anything else; 2 for a user's mistake, 130 for Ctrl-C, 1 for a bug.
+    """The number that `run` returns, 0 for anything else; 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
 
-    A bug's traceback is printed as Python would, without passwords and tokens: other libraries' errors quote addresses.
+    1 for a bug. Its traceback is printed as Python would, without passwords and tokens: other libraries' errors quote
+    addresses.
 
     Args:
-        stopped: printed after Ctrl-C: what the same command would do again.
+        stopped: printed after Ctrl-C or SIGTERM: what the same command would do again.
     """
     try:
-        code = run()
+        with _sigterm_as_interrupt():
+            code = run()
         return code if isinstance(code, int) else 0
     except ItoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\n{stopped}", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
     except Exception:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise at the first SIGTERM; a second one must not cut off what the first set going."""
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -27,7 +27,7 @@ from ito_ray.evaluation.gallery import Hit, Query
 from ito_ray.evaluation.pictures import gallery_png
 from ito_ray.runtime import job
 from ito_ray.runtime.console import Stages
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 from pipelines.prepare import Icons, prepare_icons
 
 FOLDER = Path("demo")
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run the demo; the exit code."""
     options = tyro.cli(Demo, prog="python -m pipelines.demo", args=arguments)
     stopped = "Stopped. The same command again resumes from the newest checkpoint."
-    return exit_code(lambda: run(options, Console(highlight=False)), stopped=stopped)
+    return exit_code(lambda: run(options, console()), stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from ito_ray.evaluation.contact import contact_html, contact_png
 from ito_ray.runtime.console import progress_line
 from ito_ray.tracking.provenance import installed_versions
 from ito_ray.training.loop import use_bf16
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 
 GIB = 2**30
 LEAST_CPUS, LEAST_MEMORY, LEAST_DISK = 2, 6 * GIB, 2 * GIB
@@ -212,7 +212,7 @@ def _dropped(found: dict[str, Any]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 when something is missing, 2 for a mistake on the command line."""
     options = tyro.cli(Doctor, prog="python -m pipelines.doctor", args=arguments)
-    return exit_code(lambda: _run(options, Console(highlight=False)))
+    return exit_code(lambda: _run(options, console()))
 
 
 def _run(options: Doctor, console: Console) -> int:

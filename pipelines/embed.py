@@ -15,7 +15,7 @@ from rich.table import Table
 from ito_ray.config.schema import ColumnsConfig, DataConfig
 from ito_ray.embeddings.spec import Precision, Spec, What
 from ito_ray.errors import ConfigError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 from pipelines.models import find_model
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _report(out: Path, manifest: dict[str, Any], speed: Speed | None, console: C
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and embed; the exit code."""
     options = tyro.cli(Embed, prog="python -m pipelines.embed", args=arguments)
-    return exit_code(lambda: run(options, Console(highlight=False)), stopped="Stopped. The same command again goes on.")
+    return exit_code(lambda: run(options, console()), stopped="Stopped. The same command again goes on.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 
 if TYPE_CHECKING:
     from ito_ray.evaluation.encoder import Encoder
@@ -282,7 +282,7 @@ def _store(options: Evaluate, cfg: Config) -> Store:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate; the exit code."""
     options = tyro.cli(Evaluate, prog="python -m pipelines.evaluate", args=arguments)
-    return exit_code(lambda: run(options, Console(highlight=False)))
+    return exit_code(lambda: run(options, console()))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ito_ray.errors import ExportError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,7 +131,7 @@ def _pairs(arguments: Arguments) -> tuple[list[tuple[Image.Image, str]], str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when converted, 2 when something that the user can mend is wrong."""
     parsed = tyro.cli(Arguments, prog="python -m pipelines.export", description=__doc__, args=arguments)
-    return exit_code(lambda: run(parsed, Console()))
+    return exit_code(lambda: run(parsed, console()))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ito_ray.data.prepare.job import DROPPED, reasons_of
 from ito_ray.data.prepare.options import Coco, Folder, HuggingFace, Output, Shards, Table
 from ito_ray.data.write import JsonValue, ShardFormat, write_shards
 from ito_ray.errors import DataError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 
 DESCRIPTION = """Make tar or Parquet shards to train on, in parallel, with an account of every input.
 
@@ -248,7 +248,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         {"icons": Icons, **SOURCES}, prog="python -m pipelines.prepare", description=DESCRIPTION, args=arguments
     )
     if isinstance(options, Output):
-        _prepare_shards(options, Console(highlight=False))
+        _prepare_shards(options, console())
     else:
         made = prepare_icons(options)
         _report(options.out, made, time.perf_counter() - start)

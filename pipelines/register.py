@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ito_ray.config.gate import Gate
 from ito_ray.errors import ExportError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 from pipelines.evaluate import Measured
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         description=DESCRIPTION,
         args=arguments,
     )
-    return command.run(Console(highlight=False))
+    return command.run(console())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ito_ray.config.schema import DataConfig
 from ito_ray.errors import ConfigError, DataError
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 from pipelines.models import find_model
 
 if TYPE_CHECKING:
@@ -221,11 +221,10 @@ def _run(arguments: Sequence[str] | None) -> None:
         description=DESCRIPTION,
         args=arguments,
     )
-    console = Console(highlight=False)
     if isinstance(options, BuildIndex):
-        build_index(options, console)
+        build_index(options, console())
     else:
-        query(options, console)
+        query(options, console())
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from ito_ray.config.load import parse, to_yaml
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 
 DESCRIPTION = """Train, export, evaluate and register an image-text encoder.
 
@@ -34,11 +32,11 @@ def _run(arguments: Sequence[str] | None) -> None:
     from ito_ray.runtime import job  # torch, ray and mlflow take seconds that --help should not
     from ito_ray.runtime.console import Stages
 
-    console = Console(highlight=False)
-    outcome = job.run(cfg, recipe=options.recipe, stages=Stages(console, job.STAGES), verbose=options.verbose)
-    console.print(f"Encoder  {outcome.encoder}", soft_wrap=True)
-    console.print(f"Gallery  {outcome.page}", soft_wrap=True)
-    console.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.address}", soft_wrap=True)
+    out = console()
+    outcome = job.run(cfg, recipe=options.recipe, stages=Stages(out, job.STAGES), verbose=options.verbose)
+    out.print(f"Encoder  {outcome.encoder}", soft_wrap=True)
+    out.print(f"Gallery  {outcome.page}", soft_wrap=True)
+    out.print(f"Next: mlflow ui --backend-store-uri {outcome.run.store.address}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -23,6 +27,26 @@ WORKER_ENVIRONMENT = {
 }
 
 
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep this process's answers to SIGINT and SIGTERM; within, Ray and Ray Train put theirs in place.
+
+    Ray's ends the process with code 15 and Ray Train's with 0, as if all had gone well: here it is Ctrl-C.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which Ray leaves alone, too
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        for number, handler in before.items():
+            if callable(handler):  # nobody's: Ray's is better than none
+                signal.signal(number, handler)
+
+
 def connect(*, verbose: bool) -> None:
     """Join the cluster of RAY_ADDRESS (set inside `ray job submit`), or start Ray on this machine.
 
@@ -39,18 +63,22 @@ def connect(*, verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
     level = logging.INFO if verbose else logging.ERROR
     if "RAY_ADDRESS" in os.environ:
+        # A job may set the same names in its runtime environment; the values are the same, but Ray would refuse.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
-        ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
+        with own_signals():
+            ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
         return
     # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=level,
-        log_to_driver=verbose,
-    )
+    with own_signals():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=level,
+            log_to_driver=verbose,
+        )
 
 
 def user_mistake(error: BaseException | None) -> ItoError | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -21,6 +23,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from ito_ray.data.tally import Account
+from ito_ray.runtime.nodes import Finding
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
 _COLUMNS = ("read", "delivered", "pending", "share of training", "dropped")
@@ -47,6 +50,14 @@ class Stages:
     def say(self, text: str) -> None:
         """A line of what the stage found."""
         self.console.print(f"    {text}", highlight=False)
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        """What preflight found on the cluster, with advice where something will hurt."""
+        table = Table("cluster", "found", "advice", box=None, pad_edge=False)
+        for one in findings:
+            table.add_row(one.what, escape(one.found), f"[yellow]{escape(one.advice)}[/yellow]")
+        if findings:
+            self.console.print(Padding(table, (0, 0, 0, 4)))
 
     def table(self, accounts: Mapping[str, Account]) -> None:
         """What became of every row, by source."""
@@ -117,8 +128,9 @@ class TrainingLine:
             return
         self._printed = now
         taken = step - self.first_step
-        left = (now - self._started) / taken * (self.steps - step) if taken else float("nan")
-        self.console.print(f"    step {step}/{self.steps} · {self._text} · {left:.0f} s left", highlight=False)
+        left = (now - self._started) / taken * (self.steps - step) if taken else 0.0
+        ahead = f" · {timedelta(seconds=round(left))} left" if left else ""
+        self.console.print(f"    step {step}/{self.steps} · {self._text}{ahead}", highlight=False)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ito_ray.export.card import Origin, public_name, training_facts, with_origin
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.runtime import cluster, preflight, trainer
+from ito_ray.runtime import cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
@@ -92,6 +92,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         encoder = preflight.require_model(cfg, tokenizer)
         cluster.connect(verbose=verbose)
         preflight.require_resources(cfg)
+        stages.findings(nodes.inspect(cfg, ahead_bytes=trainer.bytes_ahead(cfg)))
         identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
         _describe(stages, cfg, data, encoder)

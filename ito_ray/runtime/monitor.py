@@ -47,6 +47,8 @@ class Setup:
     """Intervals of the entries that the run had consumed before."""
     tallies: Tallies = field(default_factory=dict)
     """Account of these."""
+    run: str = ""
+    """Name of the run, for its Ray metrics."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Monitor:
 
     def __init__(self, setup: Setup) -> None:
         from ito_ray.data.quarantine import Quarantine  # pyarrow: not for everyone who unpickles this module
+        from ito_ray.runtime.metrics import RunMetrics
 
         self._setup = setup
         self._complete = setup.complete
@@ -77,6 +80,7 @@ class Monitor:
         self._candidates: dict[str, list[list[int]]] = {}
         self._quarantine = Quarantine(Path(setup.quarantine), setup.names)
         self._metrics: list[tuple[int, dict[str, float]]] = []
+        self._ray_metrics = RunMetrics(setup.run, setup.names)
         self._checkpoint = ""
         self._fatal = ""
         self._goes_on: dict[int, bool] = {}
@@ -88,6 +92,7 @@ class Monitor:
             self._tallies[entry] = report.tallies
             self._total = added(self._total, report.tallies)
             self._quarantine.add(entry, report.lost)
+            self._ray_metrics.rows(report.tallies)
         self._fatal = self._fatal or self._judge()
         return self._fatal
 
@@ -129,6 +134,11 @@ class Monitor:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Take rank 0's metrics."""
         self._metrics.append((step, metrics))
+        self._ray_metrics.reported(step, metrics)
+
+    def started(self) -> None:
+        """Count a start of the training workers."""
+        self._ray_metrics.started()
 
     def stop(self, reason: str) -> None:
         """Note why a worker is about to raise for a reason that a user can mend."""

@@ -20,6 +20,7 @@ from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
+from ito_ray.runtime.cluster import own_signals
 from ito_ray.runtime.launch import Launch, TokenizerFiles
 from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
@@ -91,7 +92,8 @@ def fit(
     pool = ThreadPoolExecutor(1)
     relay = pool.submit(_relay, monitor, on_metrics, judge, stop)
     try:
-        trainer.fit()
+        with own_signals():
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         if reason := ray.get(monitor.fatal.remote()):
             raise DataError(reason) from error
@@ -124,6 +126,7 @@ def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> Monito
         str(folder),
         complete,
         from_json(resumed.tallies) if resumed else {},
+        cfg.name,
     )
     return Monitor.remote(setup)  # type: ignore[attr-defined]
 
@@ -162,11 +165,16 @@ def _trainer(
     )
 
 
-def execution_options(cfg: Config) -> ExecutionOptions:
-    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
+def bytes_ahead(cfg: Config) -> float:
+    """Bytes of decoded pixels that the stream may hold in the object stores."""
     view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
     blocks_ahead = 2 * ray.cluster_resources().get("CPU", 0.0) + 4 * cfg.train.workers
-    limit = ExecutionResources(object_store_memory=blocks_ahead * cfg.data.rows_per_task * view_bytes)
+    return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
+
+
+def execution_options(cfg: Config) -> ExecutionOptions:
+    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
+    limit = ExecutionResources(object_store_memory=bytes_ahead(cfg))
     return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
 
 

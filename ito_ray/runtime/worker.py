@@ -35,6 +35,8 @@ def train_worker(given: dict[str, Any]) -> None:
     launch: Launch = given["launch"]
     if ray.get(launch.monitor.fatal.remote()):
         return  # Ray Train restarted us, but what went wrong does not mend itself; the driver tells the user
+    if ray.train.get_context().get_world_rank() == 0:
+        launch.monitor.started.remote()
     try:
         _train(launch)
     except ItoError as error:
@@ -94,6 +96,7 @@ def _train(launch: Launch) -> None:
         return not launch.judged or _goes_on(launch, done)
 
     def save(done: int) -> None:
+        started = time.perf_counter()
         position.merge(_of_all_ranks(position.local))
         state = None
         if rank == 0:
@@ -102,6 +105,8 @@ def _train(launch: Launch) -> None:
             kept = ray.get(launch.monitor.settle.remote(_name(done), consumed["complete"]))
             state = State(done, consumed, cfg.model_dump(mode="json"), launch.plan, kept.metrics, kept.tallies)
         _save(done, learner, state)
+        if rank == 0:
+            log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
     hooks = loop.Hooks(report, run_evaluation, save, at_end=launch.judged)

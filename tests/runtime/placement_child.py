@@ -20,7 +20,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.position import Position
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.errors import ClusterError
-from ito_ray.runtime import trainer
+from ito_ray.runtime import nodes, trainer
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data, require_resources
 from ito_ray.runtime.stream import EntryReader, open_stream
@@ -79,6 +79,7 @@ def main(folder: Path) -> None:
         cluster.add_node(num_cpus=1, labels={"pool": "data"}, object_store_memory=100 << 20)
         waiting.result(120)
     pools = {node["NodeID"]: node["Labels"]["pool"] for node in ray.nodes()}
+    asked = nodes.survey(folder)
     train_wordpiece((caption(number) for number in range(96)), 80, 12).save_pretrained(folder / "tokenizer")
     tokenizer = TokenizerFiles.read(folder / "tokenizer")
     blocks, ranks = {}, {}
@@ -88,7 +89,10 @@ def main(folder: Path) -> None:
         blocks[pool] = blocks_by_pool(cfg, tokenizer, pools)
         cfg = small_config(folder, name=f"rank-{pool}", train={"node_labels": {"pool": pool}})
         ranks[pool] = pools[node_of_rank(cfg, tokenizer)]
-    print(json.dumps({"blocks": blocks, "ranks": ranks}))
+    answers = {node.labels["pool"]: (node.cpus, node.facts is not None and node.facts.output) for node in asked}
+    print(
+        json.dumps({"blocks": blocks, "ranks": ranks, "answers": answers, "left": [p.name for p in folder.glob(".*")]})
+    )
     ray.shutdown()
     cluster.shutdown()
 

@@ -1,4 +1,4 @@
-"""Data tasks and ranks are where `data.node_labels` and `train.node_labels` ask for, in a cluster of two nodes."""
+"""A cluster of two nodes: both answer, and tasks and ranks are where the labels in the configuration ask for."""
 
 from __future__ import annotations
 
@@ -20,4 +20,6 @@ def test_blocks_and_ranks_are_where_they_were_asked_for(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["blocks"]["data"]["data"] > 0 and found["blocks"]["data"]["train"] == 0
     assert found["blocks"]["train"]["train"] > 0 and found["blocks"]["train"]["data"] == 0
+    assert found["answers"] == {"train": [1, ""], "data": [1, ""]}, "each node wrote to the run's folder"
+    assert found["left"] == [], "and left nothing there"
     assert found["ranks"] == {"train": "train", "data": "data"}

@@ -1,0 +1,93 @@
+"""Exit codes are true, and SIGTERM is Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from ito_ray.errors import DataError
+from ito_ray.runtime.cluster import own_signals
+from pipelines.command import LOG_WIDTH, console, exit_code
+
+
+def _signalled(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+    raise AssertionError("nothing happened")
+
+
+def _mistaken() -> None:
+    raise DataError("data.train=x: nothing there.")
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: None) == 0 and exit_code(lambda: 1) == 1
+    assert exit_code(_mistaken) == 2
+    assert capsys.readouterr().err == "error: data.train=x: nothing there.\n"
+
+
+def test_signals_are_told_apart_and_handlers_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(lambda: _signalled(signal.SIGINT), stopped="Again.") == 130
+    assert exit_code(lambda: _signalled(signal.SIGTERM), stopped="Again.") == 143
+    assert capsys.readouterr().err == "\nAgain.\n\nAgain.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_does_not_disturb_the_ending() -> None:
+    ended = []
+
+    def run() -> None:
+        try:
+            _signalled(signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(True)
+
+    assert exit_code(run) == 143 and ended == [True]
+
+
+def test_a_librarys_handlers_do_not_stay() -> None:
+    """Ray's exits with 15, Ray Train's with 0; both end as Ctrl-C, and then ours are back."""
+
+    def library() -> None:
+        with own_signals():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))
+            _signalled(signal.SIGINT)
+
+    def mine(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        assert exit_code(library) == 130
+        with own_signals():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_other_threads_may_run_it() -> None:
+    done = []
+
+    def run() -> None:
+        with own_signals():
+            done.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_lines_of_a_log_are_not_broken_at_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert console().width == LOG_WIDTH
