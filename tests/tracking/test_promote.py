@@ -306,7 +306,7 @@ def test_the_command_line_explains_mistakes(world: World, capsys: pytest.Capture
     uri = world.store.uri
     for words, message in (
         (["promote", "--tracking-uri", uri, "--name", "nobody"], "error: --name nobody: sqlite:///"),
-        (["list", "--tracking-uri", f"sqlite:///{tmp_path}/no.db"], "there is no such SQLite file"),
+        (["list", "--tracking-uri", f"sqlite:///{tmp_path}/no.db"], "There is no model registry at sqlite:///"),
         (["rollback", "--tracking-uri", "runs", "--reason", "x"], "is a plain folder"),
     ):
         assert main(words) == 2
