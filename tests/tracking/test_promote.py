@@ -24,6 +24,7 @@ from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.tracking import gate
 from ito_ray.tracking import promote as module
 from ito_ray.tracking.aliases import Registry, crown, logged_model, rollback
+from ito_ray.tracking.gate import judge
 from ito_ray.tracking.promote import Outcome, promote, size_of
 from ito_ray.tracking.registry import Registered, download, register
 from ito_ray.tracking.run import Store, open_client, resolve_store
@@ -113,7 +114,7 @@ def test_the_winner_becomes_champion_and_the_decision_is_written_down(world: Wor
     assert written["size"]["candidate"] == written["size"]["champion"]
     assert written["gate"]["min_gain"] == -1.0
 
-    run = registry.client.get_run(outcome.run_id)
+    run: Any = registry.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["ito.gate"]) == ("FINISHED", "promoted")
     assert run.inputs is not None
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"heldout", "zero_shot"}
@@ -190,7 +191,7 @@ def test_a_champion_that_moves_while_we_measure_wins(world: World, monkeypatch: 
 
     def meanwhile(*arguments: Any) -> Any:
         crown(registry, "2", expected="1", tags={})
-        return measure(*arguments)
+        return judge(*arguments)
 
     monkeypatch.setattr(module, "judge", meanwhile)
     outcome = decide(world, registry)
