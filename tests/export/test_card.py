@@ -90,7 +90,7 @@ def test_the_settings_of_a_recipe() -> None:
         ("demo/data/train", "data/train"),
         ("/home/me/private/coco/val", "coco/val"),
         ("s3://bucket/cc12m/{00000..01242}.tar", "cc12m/{00000..01242}.tar"),
-        ("https://user:secret@host/data.tar?token=abc", "data.tar"),
+        ("https://user:secret@host/data.tar?token=abc", "data.tar"),  # pragma: allowlist secret
         ("pairs.tar", "pairs.tar"),
     ],
 )
