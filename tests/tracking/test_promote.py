@@ -141,13 +141,13 @@ def test_a_better_encoder_wins_and_a_worse_one_does_not(world: World, monkeypatc
             self.name = name
 
         def encode_images(self, images: Sequence[Image.Image]) -> Embeddings:
-            return better.encode_images(images) if self.name == self.good else noise(len(images))
+            return better.encode_images(images) if self.name == self.good else noise(1, len(images))
 
         def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-            return better.encode_texts(texts) if self.name == self.good else noise(len(texts))
+            return better.encode_texts(texts) if self.name == self.good else noise(2, len(texts))
 
-    def noise(count: int) -> Embeddings:
-        vectors = np.random.default_rng(count).normal(size=(count, 16)).astype(np.float32)
+    def noise(seed: int, count: int) -> Embeddings:
+        vectors = np.random.default_rng(seed).normal(size=(count, 16)).astype(np.float32)
         unit: Embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
