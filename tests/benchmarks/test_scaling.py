@@ -98,7 +98,7 @@ def test_data_nodes_follow_from_the_measured_cost_of_a_sample(tmp_path: Path) ->
 def test_the_object_store_is_what_the_trainer_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from ito_ray.runtime import trainer
 
-    monkeypatch.setattr(trainer.ray, "cluster_resources", lambda: {"CPU": 64.0})
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0})
     cfg = cc12m_vitb16()
     assert store_bytes(Scaling(), 64.0, cfg.train.workers) == trainer.bytes_ahead(cfg)
 
