@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +43,6 @@ def _run(words: Sequence[str]) -> None:
         _print_space(space, console)
         return
     check(options, cfg)
-    signal.signal(signal.SIGTERM, _as_interrupt)  # `ray job stop`: leave like after Ctrl-C
     from ito_ray.runtime.console import Stages  # torch, ray, mlflow and optuna take seconds that --help should not
     from tune import session
 
@@ -61,10 +58,6 @@ def _print_space(space: Space, console: Console) -> None:
     for row in space.rows():
         table.add_row(*row)
     console.print(table)
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

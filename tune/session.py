@@ -256,7 +256,7 @@ class _Session:
         if not decision.is_better:
             self.stages.say("not registered: no point is surely better than the recipe")
             return ""
-        tracking = self.cfg.tracking.model_copy(update={"alias": "candidate", "uri": self.tracked.store.uri})
+        tracking = self.cfg.tracking.model_copy(update={"uri": self.tracked.store.uri})
         winner = self.maker.point(decision.best.changes).model_copy(
             update={"name": "winner", "output": str(self.maker.folder), "tracking": tracking}
         )

@@ -21,7 +21,6 @@ from ito_ray.evaluation.encoder import Embeddings, FolderEncoder
 from ito_ray.export.checks import folder_manifest, manifest_digest, write_manifest
 from ito_ray.export.parity import Verified
 from ito_ray.export.sentence_transformer import export_sentence_transformer
-from ito_ray.tracking import gate
 from ito_ray.tracking import promote as module
 from ito_ray.tracking.aliases import Registry, crown, logged_model, rollback
 from ito_ray.tracking.gate import judge
@@ -187,7 +186,6 @@ def test_an_equal_candidate_is_refused_with_a_sentence(world: World) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_champion_that_moves_while_we_measure_wins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = world.registry("moves", world.first, world.second, world.second)
-    measure = gate.judge
 
     def meanwhile(*arguments: Any) -> Any:
         crown(registry, "2", expected="1", tags={})
