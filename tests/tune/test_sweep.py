@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from ito_ray.config.load import to_yaml
 from tests.runtime.shards import small_config, write_shards
 from tune.book import TEST, Book
-from tune.session import BOOK
 
 pytestmark = pytest.mark.slow
+BOOK = "book.jsonl"
 REPOSITORY = Path(__file__).parents[2]
 STEPS, EVERY = 12, 4
 NAME = "small-ito_lambda"
@@ -51,7 +51,7 @@ def _book(tmp: Path) -> Book:
 
 
 def _wait_for_evaluations(tmp: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 500
     while sum(len(trial.curve) for trial in _book(tmp).trials.values()) < count:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
         time.sleep(0.2)
@@ -76,7 +76,7 @@ def test_killed_interrupted_and_resumed_to_its_end(tmp_path: Path) -> None:
     assert "To resume: python -m tune.search --config" in printed and "Traceback" not in printed
 
     last = _start(tmp_path)
-    printed = last.communicate(timeout=400)[0]
+    printed = last.communicate(timeout=500)[0]
     assert last.returncode == 0, printed
     assert "resumed: " in printed and "Traceback" not in printed, printed
     _the_book_tells_it_all(_book(tmp_path))
