@@ -15,10 +15,13 @@ from rich.table import Table
 from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
+from ito_ray.errors import ConfigError
 from pipelines.command import console, exit_code
 
 if TYPE_CHECKING:
+    from ito_ray.evaluation.encoder import Encoder
     from ito_ray.evaluation.report import Report
+    from ito_ray.tracking.run import Store
 
 THUMBNAIL = 160
 """Pixels: as large as the page shows them, a few kB each."""
@@ -31,15 +34,15 @@ class Measured:
     recipe: str = ""
     """Take from this recipe whatever is not given below."""
     heldout: tuple[str, ...] = ()
-    """Shards of image-text pairs: files, folders, globs or brace patterns."""
+    """Image-text pairs: shards (files, folders, globs, braces), a table, or a folder of name.jpg by name.txt."""
     zero_shot: tuple[str, ...] = ()
-    """Shards of labelled images."""
+    """Labelled images: shards, a folder of class folders, a table, or a CLIP_benchmark folder."""
     classes: str = ""
-    """Text file, one class name a line."""
+    """Text file, one class name a line, or `what the samples say<TAB>name`; folders and tables need none."""
     templates: str = ""
     """Text file, one prompt a line with {} for the class name; without it, the bare name."""
     field: str = ""
-    """Field of the samples' json that holds the class name; without it, `name`."""
+    """Field of the samples' json, or column of the table, that holds the class name; without it, `name`."""
     captions: int | None = None
     """How many captions of an image count, the first ones."""
     limit: int | None = None
@@ -71,56 +74,171 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Measured):
-    """Measure an exported model: retrieval on held-out pairs, zero-shot classification of labelled images.
+    """Measure an encoder: retrieval on held-out pairs, classification of labelled images, robustness, and more.
 
-    Writes index.html, gallery.png, map.png and metrics.json. For example:
+    Writes index.html, metrics.json and pictures. Your own data needs no shards: a folder a class, or a CSV or Parquet
+    table of picture files with a class or caption column, does as well. For example:
 
-      python -m pipelines.evaluate --model models:/ito-dual-encoder@champion --recipe icons_cpu
+      python -m pipelines.evaluate --model models:/ito-dual-encoder@champion --recipe icons_cpu --report
 
-      python -m pipelines.evaluate --model FOLDER --heldout 's3://BUCKET/coco/{000..004}.tar' --out coco
+      python -m pipelines.evaluate --model FOLDER --zero-shot photos/ --evaluators zero_shot linear_probe knn
+
+      python -m pipelines.evaluate --model FOLDER --heldout pairs.csv --baselines OTHER open_clip:ViT-B-32,TAG
     """
 
     model: str
-    """A SentenceTransformer folder, or an address in the model registry: models:/NAME@ALIAS or models:/NAME/VERSION."""
+    """A SentenceTransformer or OpenCLIP folder, a checkpoint RUN/step-…, open_clip:NAME,TAG, or models:/NAME@ALIAS."""
+    evaluators: tuple[str, ...] = ()
+    """Of retrieval geometry zero_shot linear_probe knn robustness text_robustness; without it, the first three."""
+    probe: tuple[str, ...] = ()
+    """Labelled images that linear_probe and knn are fitted to; without it, half of --zero-shot."""
+    baselines: tuple[str, ...] = ()
+    """Other encoders to measure by the same code on the same data, and to compare with."""
+    download: bool = False
+    """Let OpenCLIP fetch weights that are not on this machine; nothing else ever asks the network."""
+    workers: int = 0
+    """Ray workers that share the embedding; 0 = here, without Ray."""
+    report: bool = False
+    """The long page: also the best and worst queries, a t-SNE map, and the curves of the run behind the model."""
     out: Path = Path("evaluation")
     """Folder for the results; those of an earlier evaluation are replaced."""
     tracking_uri: str = ""
-    """Registry to take models:/ from; without it, the SQLite file in the recipe's output folder."""
+    """Registry to take models:/ from and to log to; without it, the SQLite file in the recipe's output folder."""
+    run: str = ""
+    """MLflow run to log numbers, page and pictures to, and to take curves from: an id, or `new`."""
 
 
 def run(options: Evaluate, console: Console) -> Report:
     """Evaluate, write the files, print the table.
 
     Raises:
-        ItoError: see `FolderEncoder`, `evaluate` and `registry.download`.
+        ItoError: see `open_encoder`, `evaluate`, `registry.download` and `log_evaluation`.
     """
     from transformers.utils import logging  # these take seconds that --help should not
 
-    from ito_ray.evaluation.encoder import FolderEncoder
-    from ito_ray.evaluation.evaluate import evaluate
     from ito_ray.evaluation.show import write_files
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     cfg = options.config()
-    with console.status("Loading the model …"):
-        folder = _folder(options.model, cfg, options.tracking_uri)
-        encoder = FolderEncoder(folder, batch=cfg.eval.batch, name=options.model)
-    with console.status("Encoding …"):
-        report = evaluate(encoder, cfg, limit=options.limit, thumbnail=THUMBNAIL)
+    if options.workers < 0:
+        raise ConfigError(f"--workers {options.workers}: 0 for none, or how many.")
+    store = _store(options, cfg) if options.run or any(map(is_address, (options.model, *options.baselines))) else None
+    _check(options, cfg, store)
+    with console.status("Loading …"):  # all of them first: a wrong address must not cost the time of the others
+        opened = [_open(model, options, cfg, store) for model in (options.model, *options.baselines)]
+    report, *baselines = [_measure(one, options, cfg, console) for one in opened]
     page = write_files(
         report,
         options.out,
         title=f"Evaluation of {Path(options.model).name}",
         usage=usage(options.model),
         dataset=", ".join((*cfg.data.heldout, *cfg.eval.zero_shot)),
+        full=options.report,
+        baselines=baselines,
+        curves=_curves(options, store) if options.report and store else None,
     )
-    console.print(table(report))
-    if report.dropped:
-        console.print(f"Left out: {', '.join(f'{count} {reason}' for reason, count in report.dropped.items())}")
+    _print(report, baselines, console)
+    if options.run and store:
+        console.print(f"Run   {_log(report, options, cfg, store)}", soft_wrap=True)
     console.print(f"Page  {page}", soft_wrap=True)
     console.print(f"Next: python -m http.server --directory {options.out}", soft_wrap=True)
     return report
+
+
+def _check(options: Evaluate, cfg: Config, store: Store | None) -> None:
+    """What can be refused before a model is loaded."""
+    from ito_ray.evaluation.evaluators import choose
+
+    if store and options.run not in ("", "new"):
+        from ito_ray.tracking.evaluation import require_run
+
+        require_run(options.run, store)
+    if options.evaluators and (cfg.data.heldout or cfg.eval.zero_shot):
+        choose(options.evaluators, pairs=bool(cfg.data.heldout), labelled=bool(cfg.eval.zero_shot))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An encoder and where it came from."""
+
+    model: str
+    """As it was given."""
+    address: str
+    """A folder, also for a registered model."""
+    encoder: Encoder
+
+
+def _open(model: str, options: Evaluate, cfg: Config, store: Store | None) -> _Opened:
+    from ito_ray.runtime.encoders import open_encoder
+
+    address = model
+    if is_address(model) and store:
+        from ito_ray.tracking.registry import download  # mlflow takes seconds to import, and a folder needs none of it
+
+        address = str(download(model, store))
+    encoder = open_encoder(address, batch=cfg.eval.batch, name=model, download=options.download)
+    return _Opened(model, address, encoder)
+
+
+def _measure(opened: _Opened, options: Evaluate, cfg: Config, console: Console) -> Report:
+    from ito_ray.evaluation.evaluate import evaluate
+    from ito_ray.evaluation.subject import one_pass
+
+    passes: Any = one_pass
+    if options.workers:
+        from ito_ray.runtime.evaluate import RayPasses  # and Ray only when asked for
+
+        passes = RayPasses(opened.address, cfg, options.workers, opened.model)
+    with console.status(f"Encoding with {opened.model} …"):
+        return evaluate(
+            opened.encoder,
+            cfg,
+            evaluators=options.evaluators or None,
+            limit=options.limit,
+            thumbnail=THUMBNAIL if opened.model == options.model else 0,
+            probe=options.probe,
+            passes=passes,
+        )
+
+
+def _curves(options: Evaluate, store: Store) -> dict[str, list[tuple[int, float]]]:
+    from ito_ray.tracking.evaluation import read_curves, run_behind
+
+    run_id = options.run if options.run not in ("", "new") else ""
+    if not run_id and is_address(options.model):
+        run_id = run_behind(options.model, store)
+    return read_curves(run_id, store) if run_id else {}
+
+
+def _log(report: Report, options: Evaluate, cfg: Config, store: Store) -> str:
+    from ito_ray.evaluation.show import files_of
+    from ito_ray.tracking.evaluation import log_evaluation
+
+    return log_evaluation(
+        report.metrics(),
+        files_of(options.out),
+        store=store,
+        run_id="" if options.run == "new" else options.run,
+        experiment=cfg.tracking.experiment,
+        name=f"evaluate {Path(options.model).name}",
+    )
+
+
+def _print(report: Report, baselines: Sequence[Report], console: Console) -> None:
+    from ito_ray.evaluation.page import compare
+
+    console.print(table(report))
+    for other in baselines:
+        grid = compare(report, other)
+        drawn = Table(header_style="bold", title=f"Against {other.encoder}; * = the interval leaves zero out")
+        for header in grid.header:
+            drawn.add_column(header, justify="left" if header == grid.header[0] else "right")
+        for row in grid.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+    if report.dropped:
+        console.print(f"Left out: {', '.join(f'{count} {reason}' for reason, count in report.dropped.items())}")
 
 
 def table(report: Report) -> Table:
@@ -135,12 +253,14 @@ def table(report: Report) -> Table:
 
 
 def usage(model: str) -> str:
-    """Code that a reader of the page can paste."""
+    """Code that a reader of the page can paste; empty where the model is no SentenceTransformer."""
     if is_address(model):
         return (
             f'import mlflow, pandas as pd\nmodel = mlflow.pyfunc.load_model("{model}")\n'
             'model.predict(pd.DataFrame({"text": ["a red heart"]}))'
         )
+    if not (Path(model) / "modules.json").is_file():
+        return ""
     return (
         "from sentence_transformers import SentenceTransformer\n"
         f'model = SentenceTransformer("{model}", local_files_only=True)\n'
@@ -153,13 +273,10 @@ def is_address(model: str) -> bool:
     return model.startswith(("models:/", "runs:/"))
 
 
-def _folder(model: str, cfg: Config, tracking_uri: str) -> Path:
-    if not is_address(model):
-        return Path(model)
-    from ito_ray.tracking.registry import download  # mlflow takes seconds to import, and a folder needs none of it
+def _store(options: Evaluate, cfg: Config) -> Store:
     from ito_ray.tracking.run import resolve_store
 
-    return download(model, resolve_store(tracking_uri or cfg.tracking.uri, cfg.output))
+    return resolve_store(options.tracking_uri or cfg.tracking.uri, cfg.output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

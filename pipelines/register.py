@@ -43,10 +43,11 @@ class _Model:
 
     def registry(self) -> Registry:
         """The model in an existing store."""
+        from ito_ray.tracking.address import find_store
         from ito_ray.tracking.aliases import Registry
-        from ito_ray.tracking.run import existing_store, open_client
+        from ito_ray.tracking.run import open_client
 
-        store = existing_store(self.tracking_uri)
+        store = find_store(self.tracking_uri, ".")
         return Registry(open_client(store), store, self.name)
 
 
@@ -88,7 +89,8 @@ class Register(_Model):
         verified = verify(self.folder, reference)
         console.print(
             f"checked: two towers, no pickle; largest difference to the trained model "
-            f"{verified.max_abs_difference:.2g} ({time.perf_counter() - start:.0f} s)"
+            f"{verified.max_abs_difference:.2g} ({time.perf_counter() - start:.0f} s)",
+            soft_wrap=True,
         )
         store = resolve_store(self.tracking_uri, ".")
         if known := find(verified.digest, store=store, model_name=self.name):
@@ -190,9 +192,10 @@ class Unlock(_Model):
 
 def _criteria(outcome: Outcome) -> Table:
     against = f"against version {outcome.champion}" if outcome.champion else "without a champion"
-    table = Table(
-        "criterion", "", "measured", "required", header_style="bold", title=f"Version {outcome.version} {against}"
-    )
+    table = Table(header_style="bold", title=f"Version {outcome.version} {against}")
+    table.add_column("criterion", no_wrap=True)
+    for header in ("", "measured", "required"):
+        table.add_column(header)
     marks = {True: "[green]passed[/green]", False: "[red]failed[/red]", None: "–"}
     for one in outcome.decision.criteria:
         table.add_row(one.name, marks[one.passed], one.sentence if one.passed is None else one.measured, one.required)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 import yaml
@@ -32,16 +32,21 @@ class Options:
     """Let Ray's own log lines through."""
 
 
-@dataclass(frozen=True)
-class _Command:
-    options: Annotated[Options, tyro.conf.arg(name="")]
-    settings: Annotated[Config, tyro.conf.arg(name="")]
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def parse(args: Sequence[str] | None, *, prog: str, description: str) -> tuple[Config, Options]:
+    """`parse_with` for a command that has no options of its own."""
+    return parse_with(Options, args, prog=prog, description=description)
+
+
+def parse_with(
+    kind: type[AnyOptions], args: Sequence[str] | None, *, prog: str, description: str
+) -> tuple[Config, AnyOptions]:
     """Read the command line of a pipeline.
 
     Args:
+        kind: the options beside the configuration's fields; a dataclass whose fields all have defaults.
         args: the words after the program's name; None takes sys.argv's.
         prog: shown in --help.
         description: what the pipeline does, with an example; shown in --help.
@@ -58,17 +63,14 @@ def parse(args: Sequence[str] | None, *, prog: str, description: str) -> tuple[C
     if known.config is not None:
         base = overlay(base, read_yaml(known.config), source=str(known.config))
     listed = f"{description}\n\nRecipes: {', '.join(RECIPES)}."
+    flat = tyro.conf.arg(name="")
+    command = make_dataclass("Command", [("options", Annotated[kind, flat]), ("settings", Annotated[Config, flat])])
+    default = command(kind(recipe=known.recipe, config=known.config), base)
     try:
-        command = tyro.cli(
-            _Command,
-            prog=prog,
-            description=listed,
-            args=args,
-            default=_Command(Options(recipe=known.recipe, config=known.config), base),
-        )
+        parsed = cast(Any, tyro.cli(command, prog=prog, description=listed, args=args, default=default))
     except ValidationError as error:
         raise _explain(error, "command line") from error
-    return command.settings, command.options
+    return parsed.settings, parsed.options
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -124,12 +126,25 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
         if isinstance(cause, ConfigError):
             sentences.append(str(cause))
         elif problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path, _all_keys(Config), n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            sentences.append(f"{path} is not a field.{hint}")
+            sentences.append(_not_a_field(path))
         else:
             sentences.append(f"{path}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}.")
     return ConfigError(f"{source}: " + " ".join(sentences))
+
+
+def require_field(path: str, *, source: str) -> None:
+    """Refuse a dotted path that names no field of the configuration.
+
+    Raises:
+        ConfigError: naming the nearest that exists.
+    """
+    if path not in _all_keys(Config):
+        raise ConfigError(f"{source}: {_not_a_field(path)}")
+
+
+def _not_a_field(path: str) -> str:
+    near = difflib.get_close_matches(path, _all_keys(Config), n=1, cutoff=0.5)
+    return f"{path} is not a field." + (f" Did you mean {near[0]}?" if near else "")
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,27 +27,17 @@ class Pair:
     meta: dict[str, Any]
 
 
-class HeldoutReader(Iterator[Pair]):
-    """Yields pairs one at a time, shards sorted by address, each in its own order; `tally` accounts for all rows read.
+class PairReader(Iterator[Pair]):
+    """Yields the good ones of `rows` decoded, one at a time; `tally` accounts for all rows read.
 
     Args:
-        patterns: shards as in `list_shards`.
         limit: stop after so many good pairs; None = all.
         max_pixels: larger images are dropped.
-        field: the setting that `patterns` come from, for messages.
-
-    Raises:
-        DataError: naming `field` when the patterns name no shard.
-        UnreadableError: while iterating, a shard cannot be read to its end: numbers of a part of the data compare with
-            nothing.
     """
 
-    def __init__(
-        self, patterns: Sequence[str], columns: ColumnsConfig, *, limit: int | None = None, max_pixels: int, field: str
-    ) -> None:
+    def __init__(self, rows: Iterable[Row], *, limit: int | None = None, max_pixels: int) -> None:
         self.tally = Tally()
-        pieces = [Piece(shard.url, 0, 1) for shard in list_shards(patterns, field=field)]
-        self._pairs = self._read(_rows(pieces, columns, field), limit, max_pixels)
+        self._pairs = self._read(iter(rows), limit, max_pixels)
 
     def __next__(self) -> Pair:
         return next(self._pairs)
@@ -68,12 +58,42 @@ class HeldoutReader(Iterator[Pair]):
             yield Pair(row.key, image, row.captions, row.meta)
 
 
-def _rows(pieces: Sequence[Piece], columns: ColumnsConfig, field: str) -> Iterator[Row]:
-    for piece in pieces:
-        try:
-            yield from read_retrying(piece, columns)
-        except OSError as error:
-            raise UnreadableError(
-                f"{field}: {piece.url} cannot be read to its end: {str(error)[:200]}. Try again when the disk or store "
-                "answers, or take the shard off the list."
-            ) from error
+class HeldoutReader(PairReader):
+    """The pairs of shards, sorted by address, each in its own order.
+
+    Args:
+        patterns: shards as in `list_shards`.
+        limit, max_pixels: as for `PairReader`.
+        field: the setting that `patterns` come from, for messages.
+
+    Raises:
+        DataError: naming `field` when the patterns name no shard.
+        UnreadableError: while iterating, see `whole`.
+    """
+
+    def __init__(
+        self, patterns: Sequence[str], columns: ColumnsConfig, *, limit: int | None = None, max_pixels: int, field: str
+    ) -> None:
+        shards = list_shards(patterns, field=field)
+        rows = (row for shard in shards for row in shard_rows(shard.url, columns, field))
+        super().__init__(rows, limit=limit, max_pixels=max_pixels)
+
+
+def shard_rows(url: str, columns: ColumnsConfig, field: str) -> Iterator[Row]:
+    """The rows of one shard; see `whole` for what is raised."""
+    return whole(read_retrying(Piece(url, 0, 1), columns), url, field)
+
+
+def whole(rows: Iterable[Row], url: str, field: str) -> Iterator[Row]:
+    """`rows` as they are, and a sentence where the disk or store fails: numbers of a part compare with nothing.
+
+    Raises:
+        UnreadableError: naming `url` and the setting `field`.
+    """
+    try:
+        yield from rows
+    except OSError as error:
+        raise UnreadableError(
+            f"{field}: {url} cannot be read to its end: {str(error)[:200]}. Try again when the disk or store answers, "
+            "or take it off the list."
+        ) from error

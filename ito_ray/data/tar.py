@@ -366,4 +366,4 @@ def _split(name: str) -> tuple[str, str] | None:
 
 
 def _wanted(extension: str) -> bool:
-    return extension.rpartition(".")[2] in (*IMAGE_EXTENSIONS, "txt", "json")
+    return extension.rpartition(".")[2] in (*IMAGE_EXTENSIONS, "txt", "json", "cls")

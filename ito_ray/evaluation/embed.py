@@ -6,7 +6,7 @@ n images, m captions (m ≥ n), D width.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -20,6 +20,10 @@ from ito_ray.evaluation.encoder import Embeddings, Encoder
 
 if TYPE_CHECKING:
     from ito_ray.data.heldout import Pair
+
+Change = Callable[[Image.Image, str], Image.Image]
+"""A picture and its sample's key to the changed picture; the key seeds what is drawn."""
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class LabelledEmbeddings:
     """(n,) class indices."""
     left_out: int
     """Samples without a known class."""
+    unknown: tuple[str, ...] = ()
+    """Some of the classes of those."""
 
 
 def embed_pairs(
@@ -60,7 +66,7 @@ def embed_pairs(
     captions: int | None = None,
     thumbnail: int = 0,
 ) -> PairEmbeddings:
-    """Embed all pairs in the order in which they come.
+    """Embed all pairs in the order in which they come; no pair gives arrays without rows.
 
     Args:
         pairs: read one batch at a time.
@@ -69,7 +75,7 @@ def embed_pairs(
         thumbnail: longest side in pixels of the pictures to keep (a few kB each); 0 = none.
 
     Raises:
-        DataError: no pair, or the encoder gives a vector that is not finite.
+        DataError: the encoder gives a vector that is not finite.
     """
     images: list[Embeddings] = []
     texts: list[Embeddings] = []
@@ -77,8 +83,7 @@ def embed_pairs(
     keys: list[str] = []
     kept: list[str] = []
     thumbnails: list[bytes] = []
-    source = iter(pairs)
-    while rows := list(islice(source, batch)):
+    for rows in _batches(pairs, batch):
         first = len(keys)
         keys += [row.key for row in rows]
         own = [row.captions[:captions] for row in rows]
@@ -89,12 +94,9 @@ def embed_pairs(
         owner += [first + i for i, group in enumerate(own) for _ in group]
         if thumbnail:
             thumbnails += [_thumbnail(row.image, thumbnail) for row in rows]
-        rows.clear()  # or this batch would live while the next one is read
-    if not keys:
-        raise DataError("The held-out shards gave no pair with a readable image and a caption.")
     return PairEmbeddings(
-        image=np.concatenate(images),
-        text=np.concatenate(texts),
+        image=joined(images),
+        text=joined(texts),
         owner=np.array(owner, dtype=np.int64),
         keys=tuple(keys),
         captions=tuple(kept),
@@ -105,38 +107,87 @@ def embed_pairs(
 def embed_labelled(
     encoder: Encoder, pairs: Iterable[Pair], index: Mapping[str, int], field: str, batch: int
 ) -> LabelledEmbeddings:
-    """Embed the images whose class is known.
+    """Embed the images whose class is known; none gives arrays without rows.
 
     Args:
         pairs: read one batch at a time.
-        index: class name to class index.
-        field: the entry of a pair's `meta` that holds its class name.
+        index: class as the samples have it to class index.
+        field: the entry of a pair's `meta` that holds its class.
         batch: images encoded, and held, at a time.
 
     Raises:
-        DataError: no sample has a known class, or the encoder gives a vector that is not finite.
+        DataError: the encoder gives a vector that is not finite.
     """
     images: list[Embeddings] = []
     labels: list[int] = []
     left_out = 0
-    said: list[str] = []
-    source = iter(pairs)
-    while rows := list(islice(source, batch)):
-        said = sorted({str(row.meta.get(field, "(nothing)")) for row in rows})[:3]
+    unknown: set[str] = set()
+    for rows in _batches(pairs, batch):
         known = [row for row in rows if str(row.meta.get(field)) in index]
         left_out += len(rows) - len(known)
+        if len(known) < len(rows) and len(unknown) < _EXAMPLES:
+            unknown |= {str(row.meta.get(field, "(nothing)")) for row in rows} - index.keys()
         if known:
             embedding_BD = encoder.encode_images([row.image for row in known])
             images.append(_checked(embedding_BD, encoder, "images", [row.key for row in known]))
             labels += [index[str(row.meta[field])] for row in known]
-        rows.clear()
         known.clear()
-    if not labels:
-        raise DataError(
-            f"None of the {left_out} zero-shot samples has a class of the class file in its field {field!r}: the "
-            f"samples say {said}, the class file {list(index)[:3]}; set the field or the file."
-        )
-    return LabelledEmbeddings(np.concatenate(images), np.array(labels, dtype=np.int64), left_out)
+    return LabelledEmbeddings(
+        joined(images), np.array(labels, dtype=np.int64), left_out, tuple(sorted(unknown)[:_EXAMPLES])
+    )
+
+
+def embed_changed(
+    encoder: Encoder, pairs: Iterable[Pair], changes: Mapping[str, Change], batch: int, accept: Callable[[Pair], bool]
+) -> dict[str, Embeddings]:
+    """Embed the images of the accepted pairs once under every change; each picture is read once.
+
+    Raises:
+        DataError: the encoder gives a vector that is not finite.
+    """
+    found: dict[str, list[Embeddings]] = {name: [] for name in changes}
+    for rows in _batches((pair for pair in pairs if accept(pair)), batch):
+        keys = [row.key for row in rows]
+        for name, change in changes.items():
+            embedding_BD = encoder.encode_images([change(row.image, row.key) for row in rows])
+            found[name].append(_checked(embedding_BD, encoder, f"images ({name})", keys))
+    return {name: joined(parts) for name, parts in found.items()}
+
+
+def join_pairs(parts: Sequence[PairEmbeddings]) -> PairEmbeddings:
+    """One set of pairs from those of its pieces, in their order."""
+    first = np.cumsum([0, *(len(part.keys) for part in parts)])
+    return PairEmbeddings(
+        image=joined([part.image for part in parts]),
+        text=joined([part.text for part in parts]),
+        owner=np.concatenate([part.owner + start for part, start in zip(parts, first, strict=False)]),
+        keys=tuple(key for part in parts for key in part.keys),
+        captions=tuple(caption for part in parts for caption in part.captions),
+        thumbnails=tuple(picture for part in parts for picture in part.thumbnails),
+    )
+
+
+def join_labelled(parts: Sequence[LabelledEmbeddings]) -> LabelledEmbeddings:
+    """One set of labelled images from those of its pieces, in their order."""
+    return LabelledEmbeddings(
+        joined([part.image for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        sum(part.left_out for part in parts),
+        tuple(sorted({name for part in parts for name in part.unknown})[:_EXAMPLES]),
+    )
+
+
+def joined(parts: Iterable[Embeddings]) -> Embeddings:
+    """The rows of all parts; those without rows do not know their width and are passed over."""
+    rows = [part for part in parts if len(part)]
+    return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+
+
+def _batches(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
+    source = iter(pairs)
+    while rows := list(islice(source, size)):
+        yield rows
+        rows.clear()  # or this batch would live while the next one is read
 
 
 def _checked(embedding_BD: Embeddings, encoder: Encoder, kind: str, names: Sequence[str]) -> Embeddings:

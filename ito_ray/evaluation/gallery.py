@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ito_ray.evaluation.embed import PairEmbeddings
+from ito_ray.evaluation.encoder import Embeddings
 from ito_ray.evaluation.similarity import chunks, on_grid
 
 
@@ -25,6 +27,9 @@ class Hit:
     """Whether the query is a caption of this very image."""
 
 
+Choice = Literal["random", "best", "worst"]
+
+
 @dataclass(frozen=True)
 class Query:
     """A text and its first images."""
@@ -37,11 +42,17 @@ class Query:
 
 
 def make_queries(
-    pairs: PairEmbeddings, *, count: int = 12, top: int = 5, seed: int = 0, chunk: int = 1024
+    pairs: PairEmbeddings,
+    *,
+    count: int = 12,
+    top: int = 5,
+    seed: int = 0,
+    chunk: int = 1024,
+    choice: Choice = "random",
 ) -> tuple[Query, ...]:
-    """Draw texts at random and look each up among all images. Nobody chose the ones that went well.
+    """Look texts up among all images: drawn at random, so that nobody chose those that went well, or the extremes.
 
-    A query is the first caption of an image; no two have the same text. Memory: count × chunk similarities.
+    A query is the first caption of an image; no two have the same text. Memory: chunk² similarities.
 
     Args:
         pairs: embedded with thumbnails.
@@ -49,6 +60,7 @@ def make_queries(
         top: images per query.
         seed: of the draw.
         chunk: images compared at a time; it does not change the result.
+        choice: `best` and `worst` go by how much more similar the right image is than the best wrong one.
 
     Raises:
         ValueError: the pairs were embedded without thumbnails.
@@ -57,6 +69,9 @@ def make_queries(
         raise ValueError("pairs has no thumbnails: embed with thumbnail > 0.")
     first_N = np.unique(pairs.owner, return_index=True)[1]
     order_N = np.random.default_rng(seed).permutation(len(first_N))
+    if choice != "random":
+        margin_N = _margins(pairs.text[first_N], pairs.image, chunk)
+        order_N = np.argsort(-margin_N if choice == "best" else margin_N, kind="stable")
     by_text = {pairs.captions[first_N[i]]: i for i in reversed(order_N)}
     drawn_Q = np.array([i for i in order_N if by_text[pairs.captions[first_N[i]]] == i][:count])
     text_QD = on_grid(pairs.text[first_N[drawn_Q]])
@@ -79,6 +94,22 @@ def make_queries(
         )
         for q, own in enumerate(drawn_Q)
     )
+
+
+def _margins(text_ND: Embeddings, image_ND: Embeddings, chunk: int) -> NDArray[np.float64]:
+    """(N,) similarity of each text to its own image, less that to the best other one."""
+    margin_N = np.empty(len(text_ND))
+    for a in chunks(len(text_ND), chunk):
+        text_AD = on_grid(text_ND[a])
+        rows_A = np.arange(len(text_AD))
+        best_A, own_A = np.full(len(text_AD), -np.inf), np.einsum("ad,ad->a", text_AD, on_grid(image_ND[a]))
+        for b in chunks(len(image_ND), chunk):
+            score_AB = text_AD @ on_grid(image_ND[b]).T
+            if a == b:
+                score_AB[rows_A, rows_A] = -np.inf
+            best_A = np.maximum(best_A, score_AB.max(axis=1))
+        margin_N[a] = own_A - best_A
+    return margin_N
 
 
 def _merge(

@@ -9,6 +9,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from ito_ray.evaluation.embed import PairEmbeddings
 from ito_ray.evaluation.gallery import Hit, Query
@@ -66,8 +68,13 @@ def gallery_png(queries: Sequence[Query], path: Path) -> Path:
     return path
 
 
-def map_png(pairs: PairEmbeddings, path: Path, *, points: int = 1500, lines: int = 40) -> Path:
-    """Draw both modalities on the two directions in which they vary most (PCA), with their centroids and the gap.
+def map_png(
+    pairs: PairEmbeddings, path: Path, *, points: int = 1500, lines: int = 40, method: Literal["pca", "tsne"] = "pca"
+) -> Path:
+    """Draw both modalities in two dimensions, with their centroids and the gap.
+
+    PCA shows the directions in which they vary most, and keeps distances as far as two directions can; t-SNE keeps
+    neighbourhoods and says nothing about distances (van der Maaten and Hinton 2008).
 
     Args:
         pairs: every n-th pair is drawn when there are more than `points`; a pair is an image and its first caption.
@@ -84,8 +91,7 @@ def map_png(pairs: PairEmbeddings, path: Path, *, points: int = 1500, lines: int
     picked_S = np.unique(np.linspace(0, n - 1, min(points, n)).round().astype(np.int64))
     first_N = np.unique(pairs.owner, return_index=True)[1]
     both = np.concatenate([pairs.image[picked_S], pairs.text[first_N[picked_S]]]).astype(np.float64)
-    pca = PCA(n_components=2, svd_solver="covariance_eigh")
-    image_S2, text_S2 = np.split(pca.fit_transform(both), 2)
+    image_S2, text_S2, axis_names = _plane(both, method)
 
     figure = Figure(figsize=(6.6, 5.6), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -102,9 +108,8 @@ def map_png(pairs: PairEmbeddings, path: Path, *, points: int = 1500, lines: int
             centre[0], centre[1], s=size, marker=marker, color=colour, edgecolors="white", linewidths=2, zorder=5
         )
     axes.plot([], [], color="#8a929e", linewidth=0.8, label=f"one pair in {every}" if every > 1 else "a pair")
-    share = pca.explained_variance_ratio_
-    axes.set_xlabel(f"1st principal component ({share[0]:.0%} of the variance)", color=_INK)
-    axes.set_ylabel(f"2nd principal component ({share[1]:.0%} of the variance)", color=_INK)
+    axes.set_xlabel(axis_names[0], color=_INK)
+    axes.set_ylabel(axis_names[1], color=_INK)
     distance = modality_gap(torch.from_numpy(pairs.image), torch.from_numpy(pairs.text))
     gap = f"in all {pairs.image.shape[1]} dimensions the centroids are {distance:.2f} apart"
     axes.set_title(f"{len(picked_S):,} of {n:,} pairs; {gap}", loc="left", fontsize=10, color=_SOFT)
@@ -115,6 +120,24 @@ def map_png(pairs: PairEmbeddings, path: Path, *, points: int = 1500, lines: int
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path)
     return path
+
+
+def _plane(
+    both_RD: NDArray[np.float64], method: Literal["pca", "tsne"]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, str]]:
+    """Images and texts, each (S, 2), and what the axes are called."""
+    if method == "tsne":
+        near = min(30.0, (len(both_RD) - 1) / 3)
+        tsne = TSNE(n_components=2, perplexity=near, init="pca", metric="cosine", random_state=0)
+        image_S2, text_S2 = np.split(tsne.fit_transform(both_RD), 2)
+        return image_S2, text_S2, ("t-SNE: neighbours are kept, distances mean nothing", "")
+    pca = PCA(n_components=2, svd_solver="covariance_eigh")
+    image_S2, text_S2 = np.split(pca.fit_transform(both_RD), 2)
+    share = pca.explained_variance_ratio_
+    first, second = (
+        f"{n} principal component ({s:.0%} of the variance)" for n, s in zip(("1st", "2nd"), share, strict=True)
+    )
+    return image_S2, text_S2, (first, second)
 
 
 def _question(axes: Axes, query: Query) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ito_ray.evaluation.embed import PairEmbeddings
-from ito_ray.evaluation.intervals import bootstrap_ci
+from ito_ray.evaluation.intervals import bootstrap_ci, paired_ci
 
 Unit = Literal["share", "rank", "distance", "count"]
 
@@ -44,12 +45,16 @@ class Measure:
     """The same number for a random order."""
     sample: Sample | None = field(default=None, repr=False, compare=False)
     """Of a share: what two encoders are compared by."""
+    detail: bool = False
+    """Shown in its section only, not in the headline."""
 
     @classmethod
-    def share(cls, name: str, label: str, sample: Sample, chance: float) -> Measure:
+    def share(
+        cls, name: str, label: str, sample: Sample, chance: float | None = None, *, detail: bool = False
+    ) -> Measure:
         """The mean of a sample, with its interval."""
         interval = bootstrap_ci(sample.hits, groups=sample.groups, confidence=CONFIDENCE)
-        return cls(name, label, float(sample.hits.mean()), "share", interval, chance, sample)
+        return cls(name, label, float(sample.hits.mean()), "share", interval, chance, sample, detail)
 
     @property
     def times_chance(self) -> float | None:
@@ -78,6 +83,65 @@ class Measure:
             return f"{value:.3f}"
         return f"{value:,.1f}".removesuffix(".0")
 
+    def difference(self, other: Measure) -> Difference | None:
+        """This share less the other's on the same samples; None where they are not the same samples."""
+        if self.sample is None or other.sample is None or len(self.sample.hits) != len(other.sample.hits):
+            return None
+        mine, theirs = self.sample.hits, other.sample.hits
+        low, high = paired_ci(mine, theirs, groups=self.sample.groups, confidence=CONFIDENCE)
+        return Difference(self.value - other.value, (low, high))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one encoder is than another on the same samples."""
+
+    value: float
+    interval: tuple[float, float]
+    """95 %, of the differences sample by sample."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    def text(self) -> str:
+        """In points, e.g. `+3.1` and below it `+0.4 – +5.9`."""
+        low, high = self.interval
+        return f"{100 * self.value:+.1f}\n{100 * low:+.1f} – {100 * high:+.1f}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a section, drawn only if somebody wants to look."""
+
+    stem: str
+    """File name without its ending; also its place in the page."""
+    alt: str
+    """Says in words what it shows."""
+    draw: Callable[[Path], object]
+    """Writes a PNG to the path."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of a section: the first column names the rows."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What an evaluator has to show besides its numbers."""
+
+    title: str
+    note: str
+    """How to read it."""
+    pictures: tuple[Picture, ...] = ()
+    grids: tuple[Grid, ...] = ()
+
 
 @dataclass(frozen=True)
 class Report:
@@ -91,6 +155,8 @@ class Report:
     """The held-out pairs, for pictures."""
     classes: tuple[str, ...] = ()
     """Names of the classes of the zero-shot set."""
+    sections: tuple[Section, ...] = ()
+    """What the evaluators show, in their order."""
 
     def sample(self, name: str) -> Sample:
         """What the share `name` is the mean of; KeyError when there is none."""
@@ -107,8 +173,8 @@ class Report:
 
     @property
     def headline(self) -> tuple[Measure, ...]:
-        """What a table shows: everything but the counts."""
-        return tuple(measure for measure in self.measures if measure.unit != "count")
+        """What a table shows: everything but counts and details."""
+        return tuple(measure for measure in self.measures if measure.unit != "count" and not measure.detail)
 
     @property
     def counts(self) -> tuple[Measure, ...]:

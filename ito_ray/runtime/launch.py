@@ -50,3 +50,5 @@ class Launch:
     monitor: MonitorHandle
     folder: str
     """The driver's working folder, which relative paths of the configuration start from."""
+    judged: bool = False
+    """Whether the driver decides after each evaluation if training goes on."""

@@ -83,6 +83,8 @@ class Monitor:
         self._ray_metrics = RunMetrics(setup.run, setup.names)
         self._checkpoint = ""
         self._fatal = ""
+        self._goes_on: dict[int, bool] = {}
+        self._judged = True
 
     def record(self, entry: int, report: EntryReport) -> str:
         """Note what a data task read; answers with a sentence when the task must raise, else ""."""
@@ -141,6 +143,17 @@ class Monitor:
     def stop(self, reason: str) -> None:
         """Note why a worker is about to raise for a reason that a user can mend."""
         self._fatal = self._fatal or reason
+
+    def decide(self, step: int | None, goes_on: bool) -> None:
+        """Note the judge's word on the evaluation at `step`; None: there is no judge any more, training ends."""
+        if step is None:
+            self._judged = False
+        else:
+            self._goes_on[step] = goes_on
+
+    def goes_on(self, step: int) -> bool | None:
+        """Whether training goes on after the evaluation at `step`; None while the judge has not spoken."""
+        return self._goes_on.get(step, None if self._judged else False)
 
     def committed(self, checkpoint: str) -> None:
         """Note the checkpoint that Ray Train would restart from."""

@@ -17,7 +17,7 @@ from ito_ray.data.rows import read_patiently
 from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
-from ito_ray.evaluation.evaluate import read_classes, read_templates
+from ito_ray.evaluation.sources import open_labelled, open_pairs
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.text_tower import pretrained_folder
 
@@ -47,12 +47,10 @@ def plan_data(cfg: Config) -> TrainingData:
     """
     sources = cfg.data.sources or {"train": ()}
     shards = {name: list_shards(patterns, field="data.train") for name, patterns in sources.items()}
-    for field, patterns in (("data.heldout", cfg.data.heldout), ("eval.zero_shot", cfg.eval.zero_shot)):
-        if patterns:
-            list_shards(patterns, field=field)
+    if cfg.data.heldout:
+        open_pairs(cfg)
     if cfg.eval.zero_shot:
-        read_classes(cfg.eval.classes)
-        read_templates(cfg.eval.templates)
+        open_labelled(cfg, cfg.eval.zero_shot, "eval.zero_shot")
     weights = cfg.data.weights or dict.fromkeys(shards, 1.0)
     plan = make_plan(shards, weights, rows_per_task=cfg.data.rows_per_task, mix=cfg.data.mix, seed=cfg.train.seed)
     good, probed, reasons = 0, 0, dict[str, str]()

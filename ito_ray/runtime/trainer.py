@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from ito_ray.training.state import State, read_state, require_same_run
 POLL_SECONDS = 0.5
 
 OnMetrics = Callable[[int, dict[str, float]], None]
+Judge = Callable[[int, dict[str, float]], bool]
+"""Given an evaluation, whether training goes on."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Trained:
 
     checkpoint: Path
     accounts: dict[str, Account]
-    """By source, over the whole run."""
+    """By source, over the whole run; empty when a judge had ended it before."""
 
 
 def latest_checkpoint(cfg: Config) -> Path | None:
@@ -62,11 +64,15 @@ def resumable_state(cfg: Config, plan: ShardPlan, newest: Path) -> State:
     return state
 
 
-def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics) -> Trained:
+def fit(
+    cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics, judge: Judge | None = None
+) -> Trained:
     """Train until `train.steps`, from the newest checkpoint if there is one.
 
     Args:
         on_metrics: called in this process with (step, metrics) in order.
+        judge: asked after every evaluation, then one at `train.steps` too, while the workers wait; on False they
+            leave a checkpoint and training ends there.
 
     Raises:
         DataError, ConfigError: what the workers found and a user can mend.
@@ -76,13 +82,15 @@ def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: 
     resumed = resumable_state(cfg, data.plan, newest) if newest else None
     for step, metrics in resumed.metrics if resumed else ():
         on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
+        if judge and newest and is_evaluation(metrics) and not judge(step, metrics):
+            return Trained(newest, {})
     monitor = start_monitor(cfg, data.plan, resumed)
     ray.get(monitor.committed.remote(str(newest or "")))
-    trainer = _trainer(cfg, data, tokenizer, monitor)
+    trainer = _trainer(cfg, data, tokenizer, monitor, judged=judge is not None)
 
     stop = threading.Event()
     pool = ThreadPoolExecutor(1)
-    relay = pool.submit(_relay, monitor, on_metrics, stop)
+    relay = pool.submit(_relay, monitor, on_metrics, judge, stop)
     try:
         with own_signals():
             trainer.fit()
@@ -129,9 +137,11 @@ def _accounts(monitor: MonitorHandle, news: News, plan: ShardPlan, state: State)
     return close(news.tallies, position.seen, plan.names, ahead=made - position.samples_open)
 
 
-def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle) -> TorchTrainer:
+def _trainer(
+    cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle, *, judged: bool
+) -> TorchTrainer:
     count = entries_needed(cfg, data.rows_per_entry)
-    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()))
+    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged)
     stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
     resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     return TorchTrainer(
@@ -158,7 +168,7 @@ def _trainer(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor
 def bytes_ahead(cfg: Config) -> float:
     """Bytes of decoded pixels that the stream may hold in the object stores."""
     view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
-    blocks_ahead = 2 * ray.cluster_resources()["CPU"] + 4 * cfg.train.workers
+    blocks_ahead = 2 * ray.cluster_resources().get("CPU", 0.0) + 4 * cfg.train.workers
     return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
 
 
@@ -168,15 +178,33 @@ def execution_options(cfg: Config) -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
 
 
-def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, stop: threading.Event) -> None:
-    """Hand rank 0's metrics to the driver until `stop`, and once more after it."""
+def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event) -> None:
+    """Hand rank 0's metrics to the driver until `stop`, and once more after it; take the judge's word back.
+
+    The workers wait for that word, so whatever keeps it from them must end them too.
+    """
+    try:
+        _pass_on(monitor, on_metrics, judge, stop)
+    except BaseException:
+        ray.get(monitor.decide.remote(None, False))
+        raise
+
+
+def _pass_on(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event) -> None:
     finished, logged = False, 0
     while not finished:
         finished = stop.wait(POLL_SECONDS)
         news: News = ray.get(monitor.drain.remote(logged))
         for step, metrics in news.metrics:
             on_metrics(step, metrics)
+            if judge and is_evaluation(metrics):
+                ray.get(monitor.decide.remote(step, judge(step, metrics)))
         logged = len(news.metrics)
+
+
+def is_evaluation(metrics: Mapping[str, float]) -> bool:
+    """Whether these are an evaluation's."""
+    return any(name.startswith("eval/") for name in metrics)
 
 
 def _root(error: BaseException) -> str:

@@ -27,6 +27,8 @@ from ito_ray.training import checkpoint, loop, parallel
 from ito_ray.training.learner import Learner, build_learner
 from ito_ray.training.state import State, read_state
 
+ASK_EVERY_SECONDS = 0.2
+
 
 def train_worker(given: dict[str, Any]) -> None:
     """Ray Train's entry point; `given["launch"]` is a Launch."""
@@ -75,7 +77,7 @@ def _train(launch: Launch) -> None:
     def report(done: int, metrics: dict[str, float]) -> None:
         log("train", done, metrics)
 
-    def run_evaluation(done: int) -> None:
+    def run_evaluation(done: int) -> bool:
         shipped = learner.shipped
         if sharded:  # a collective, after which rank 0 alone makes a whole copy
             weights = {name: parallel.whole(value) for name, value in shipped.state_dict().items()}
@@ -86,9 +88,12 @@ def _train(launch: Launch) -> None:
             encoder = TowerEncoder(shipped, tokenizer, device, cfg.eval.batch)
             try:
                 found = evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics()
-            except UnreadableError:  # a store that fails for a while costs a point of the curve, not the run
-                found = {"unreadable": 1.0}
+            except UnreadableError:
+                if launch.judged:  # a sweep cannot judge without a number
+                    raise
+                found = {"unreadable": 1.0}  # a store that fails for a while costs a point of the curve, not the run
             log("eval", done, found)
+        return not launch.judged or _goes_on(launch, done)
 
     def save(done: int) -> None:
         started = time.perf_counter()
@@ -104,8 +109,15 @@ def _train(launch: Launch) -> None:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
-    hooks = loop.Hooks(report, run_evaluation, save)
+    hooks = loop.Hooks(report, run_evaluation, save, at_end=launch.judged)
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
+
+
+def _goes_on(launch: Launch, done: int) -> bool:
+    """The judge's word on the evaluation after `done` steps. Every rank asks for itself, and all hear the same."""
+    while (answer := ray.get(launch.monitor.goes_on.remote(done))) is None:
+        time.sleep(ASK_EVERY_SECONDS)
+    return bool(answer)
 
 
 def _of_all_ranks(taken: Taken) -> list[Taken]:

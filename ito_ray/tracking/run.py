@@ -74,21 +74,6 @@ def resolve_store(uri: str, output: str) -> Store:
     return Store(uri, None)
 
 
-def existing_store(uri: str) -> Store:
-    """The store of a `--tracking-uri` that something is to be read from: a SQLite file must be there already.
-
-    Raises:
-        TrackingError: as `resolve_store`, or no such file.
-    """
-    store = resolve_store(uri, ".")
-    if store.artifacts is not None and not Path(store.uri.removeprefix("sqlite:///")).is_file():
-        raise TrackingError(
-            f"--tracking-uri {uri}: there is no such SQLite file; give the one of the run (OUTPUT/mlflow/mlflow.db) or "
-            "the address of a server."
-        )
-    return store
-
-
 @contextmanager
 def refusals(action: str, store: Store) -> Iterator[None]:
     """MLflow's errors as one sentence: "The registry … does not ACTION: …"."""

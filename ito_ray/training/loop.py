@@ -52,10 +52,12 @@ class Hooks:
 
     report: Callable[[int, dict[str, float]], None]
     """Every `train.log_every` steps, rank 0: metrics averaged over ranks."""
-    evaluate: Callable[[int], None]
-    """Every `eval.every` steps, all ranks."""
+    evaluate: Callable[[int], bool]
+    """Every `eval.every` steps, all ranks, before a checkpoint of the same step; False ends training there."""
     checkpoint: Callable[[int], None]
-    """Every `train.checkpoint_every` steps and at the end, all ranks."""
+    """Every `train.checkpoint_every` steps and where training ends, all ranks."""
+    at_end: bool = False
+    """Evaluate after the last step too."""
 
 
 def use_bf16(cfg: Config, device: torch.device) -> bool:
@@ -127,18 +129,20 @@ def train(
         guard.watch(step, terms)
         log_now = done % cfg.train.log_every == 0 or last or done == 1
         checkpoint_now = done % cfg.train.checkpoint_every == 0 or last
-        evaluate_now = bool(cfg.eval.every) and done % cfg.eval.every == 0 and not last
-        if log_now or checkpoint_now:
+        evaluate_now = hooks.at_end if last else bool(cfg.eval.every) and done % cfg.eval.every == 0
+        if log_now or checkpoint_now or evaluate_now:
             guard.check()
         if log_now:
             scale = method.encoder.logit_scale.exp()
             metrics = _mean_over_ranks(terms) | instruments(features, scale)
             if rank() == 0:
                 hooks.report(done, metrics | {"logit_scale": scale.item(), "lr": rate} | clock.rates())
-        if evaluate_now:
-            hooks.evaluate(done)
-        if checkpoint_now:  # last, since it keeps what was reported up to it: a resumed run will not report it again
+        goes_on = hooks.evaluate(done) if evaluate_now else True
+        # Last, since a checkpoint keeps what was reported up to it: a resumed run will not report it again.
+        if checkpoint_now or not goes_on:
             hooks.checkpoint(done)
+        if not goes_on:
+            return
         if checkpoint_now or evaluate_now:
             clock.rates()  # neither checkpoints nor evaluations count as training time
 

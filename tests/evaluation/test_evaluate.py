@@ -12,9 +12,10 @@ import pytest
 from ito_ray.config.schema import Config, DataConfig, EvalConfig
 from ito_ray.data.heldout import HeldoutReader
 from ito_ray.errors import ConfigError, DataError
-from ito_ray.evaluation import encoder as encoders
 from ito_ray.evaluation.evaluate import evaluate, read_classes, read_templates
 from ito_ray.evaluation.report import Measure
+from ito_ray.runtime import encoders
+from ito_ray.tracking.run import open_client, resolve_store
 from pipelines import evaluate as command
 from tests.evaluation.shapes import SHAPES, ShapeEncoder, write_shape_shards
 
@@ -65,7 +66,7 @@ def test_numbers_equal_a_full_matrix(folder: Path) -> None:
     assert metrics["zero_shot/top1"] == pytest.approx(right.mean())
     assert 0.3 < metrics["zero_shot/top1"] < 1
     assert (metrics["zero_shot/classes"], metrics["zero_shot/images"]) == (6, 80)
-    assert set(report.intervals) == {m.name for m in report.measures if m.unit == "share"}
+    assert set(report.intervals) == {m.name for m in report.headline}
     for measure in report.headline:
         if measure.interval:
             assert measure.interval[0] <= measure.value <= measure.interval[1]
@@ -133,12 +134,13 @@ def test_cells_of_a_measure() -> None:
 
 
 def test_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(encoders, "FolderEncoder", lambda *_, **__: ShapeEncoder())
+    monkeypatch.setattr(encoders, "open_encoder", lambda *_, **__: ShapeEncoder())
     out = tmp_path / "out"
     arguments = ["--model", "models/shapes", "--heldout", str(folder / "heldout"), "--out", str(out)]
     arguments += ["--zero-shot", str(folder / "labelled"), "--classes", str(folder / "classes.txt"), "--batch", "50"]
     assert command.main(arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["gallery.png", "index.html", "map.png", "metrics.json"]
+    drawn = ["confusion.png", "gallery.png", "index.html", "map.png", "metrics.json"]
+    assert sorted(path.name for path in out.iterdir()) == drawn
     written = json.loads((out / "metrics.json").read_text("utf-8"))
     printed = capsys.readouterr().out
     assert f"{100 * written['metrics']['heldout/r10_text_to_image']:.1f} %" in printed
@@ -155,7 +157,10 @@ def test_the_recipe_fills_what_is_not_given() -> None:
     ("arguments", "message"),
     [
         (["--model", "nowhere", "--recipe", "icons"], "--recipe icons"),
-        (["--model", "nowhere", "--heldout", "x.tar"], "model=nowhere is not a SentenceTransformer folder"),
+        (["--model", "nowhere", "--heldout", "x.tar"], "model=nowhere: there is no such folder"),
+        (["--model", "nowhere", "--heldout", "x.tar", "--evaluators", "knn"], "--evaluators knn needs eval.zero_shot"),
+        (["--model", "nowhere", "--heldout", "x.tar", "--evaluators", "geo"], "--evaluators geo: there is retrieval"),
+        (["--model", "nowhere", "--heldout", "x.tar", "--workers", "-1"], "--workers -1"),
         (["--model", "nowhere", "--batch", "0"], "eval.batch=0"),
     ],
 )
@@ -167,3 +172,35 @@ def test_command_line_errors(arguments: list[str], message: str, capsys: Any) ->
 def test_missing_shards_name_the_field(folder: Path) -> None:
     with pytest.raises(DataError, match=r"eval\.zero_shot"):
         evaluate(ShapeEncoder(), config(folder, zero_shot=(str(folder / "gone-*.tar"),)))
+
+
+@pytest.mark.slow  # a new SQLite store takes MLflow some seconds
+def test_a_report_with_a_baseline_goes_to_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(encoders, "open_encoder", lambda *_, **__: ShapeEncoder())
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    client = open_client(resolve_store(store, ""))
+    training = client.create_run(
+        client.create_experiment("ito", artifact_location=(tmp_path / "a").as_uri())
+    ).info.run_id
+    for step in (1, 2, 3):
+        client.log_metric(training, "train/loss", 3.0 / step, step=step)
+    out = tmp_path / "out"
+    arguments = ["--model", "shapes", "--heldout", str(folder / "heldout"), "--out", str(out), "--limit", "6"]
+    arguments += ["--baselines", "other", "--report", "--tracking-uri", store, "--run", training]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert training in printed
+    assert "Against shapes" in printed
+    logged = client.get_run(training).data.metrics
+    assert logged["evaluate/heldout/pairs"] == 6
+    files = {one.path for one in client.list_artifacts(training, "evaluation")}
+    assert {f"evaluation/{name}" for name in ("index.html", "map_tsne.png", "curves_training.png")} <= files
+    html = (out / "index.html").read_text("utf-8")
+    assert "train/loss" in html
+    assert "Against shapes" in html
+    assert command.main([*(word for word in arguments[:-1] if word != "--report"), "new"]) == 0
+    assert len(client.search_runs([client.get_experiment_by_name("ito").experiment_id])) == 2  # type: ignore[union-attr]
+    assert command.main([*(word for word in arguments[:-1] if word != "--report"), "gone"]) == 2
+    assert "'gone'" in capsys.readouterr().err

@@ -6,9 +6,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binom  # type: ignore[import-untyped]
+from scipy.stats import beta, binom
 
-from ito_ray.evaluation.intervals import bootstrap_ci, paired_ci
+from ito_ray.evaluation.intervals import bootstrap_ci, bootstrap_median_ci, half_sample_ci, paired_ci
 
 
 @pytest.mark.parametrize(("hits", "n"), [(30, 100), (250, 1000), (900, 1000)])
@@ -81,40 +81,44 @@ def test_refuses_nothing_and_wrong_groups() -> None:
         bootstrap_ci(np.ones(3, dtype=bool), groups=np.zeros(2, dtype=np.int64))
 
 
-def test_a_paired_interval_equals_its_closed_form() -> None:
-    """Differences in {−1, 0, 1}: the resampled mean is (gains − losses) / n of a multinomial draw."""
-    n, gains, losses = 400, 60, 30
-    ours = np.arange(n) < gains
-    theirs = (np.arange(n) >= gains) & (np.arange(n) < gains + losses)
-    drawn = np.random.default_rng(1).multinomial(n, [gains / n, losses / n, 1 - (gains + losses) / n], size=200_000)
-    expected = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
-    np.testing.assert_allclose(paired_ci(ours, theirs, samples=20_000), expected, atol=1.5 / n)
-    low, high = paired_ci(theirs, ours, samples=20_000)
-    np.testing.assert_allclose((-high, -low), expected, atol=1.5 / n)
-
-
-def test_pairing_sees_what_apart_is_lost() -> None:
-    """Twenty of 1,000 more, and none less: sure when paired, lost in the noise of two intervals apart."""
-    theirs = np.arange(1000) < 500
-    ours = np.arange(1000) < 520
-    assert paired_ci(ours, theirs)[0] > 0
-    assert bootstrap_ci(ours)[0] < bootstrap_ci(theirs)[1]
-
-
-def test_whole_groups_are_drawn_for_a_paired_interval() -> None:
-    """Ten copies of each sample add no certainty."""
+def test_paired_differences_are_a_bootstrap_of_the_differences() -> None:
     rng = np.random.default_rng(0)
-    ours, theirs = rng.random(60) < 0.6, rng.random(60) < 0.5
-    copied = paired_ci(np.repeat(ours, 10), np.repeat(theirs, 10), groups=np.repeat(np.arange(60), 10))
-    np.testing.assert_allclose(copied, paired_ci(ours, theirs))
+    one, other = (rng.random(300) < 0.6).astype(float), (rng.random(300) < 0.5).astype(float)
+    drawn = rng.integers(300, size=(4000, 300))
+    expected = np.quantile((one - other)[drawn].mean(axis=1), [0.025, 0.975])
+    np.testing.assert_allclose(paired_ci(one, other, samples=4000), expected, atol=0.01)
+    hard = rng.random(300)  # both find the same samples hard: much surer than two intervals would be
+    close = paired_ci((hard < 0.60).astype(float), (hard < 0.57).astype(float))
+    alone = bootstrap_ci(hard < 0.60)
+    assert close[0] > 0
+    assert close[1] - close[0] < (alone[1] - alone[0]) / 2
+    low, high = paired_ci(one, one)
+    assert -0.02 < low < 0 < high < 0.02
 
 
-@pytest.mark.parametrize("n", [3, 50])
-def test_a_paired_interval_claims_no_certainty(n: int) -> None:
-    yes, no = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-    share = beta.ppf(0.975, 1, n)  # at most so many are different
-    assert paired_ci(yes, yes) == pytest.approx((-share, share))
-    assert paired_ci(yes, no) == pytest.approx((1 - 2 * share, 1))
-    assert paired_ci(no, yes) == pytest.approx((-1, 2 * share - 1))
-    with pytest.raises(ValueError, match="must be equal"):
-        paired_ci(yes, no[1:])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_median_equals_a_naive_bootstrap(grouped: bool) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.geometric(0.05, size=240)
+    groups = rng.integers(0, 60, size=240) if grouped else None
+    members = (
+        [values[groups == g] for g in np.unique(groups)]
+        if groups is not None
+        else [values[i : i + 1] for i in range(240)]
+    )
+    medians = [
+        np.median(np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]))
+        for _ in range(3000)
+    ]
+    found = bootstrap_median_ci(values, groups=groups)
+    np.testing.assert_allclose(found, np.quantile(medians, [0.025, 0.975]), atol=1.0)
+    assert found[0] < np.median(values) < found[1]
+    assert bootstrap_median_ci(np.full(9, 3)) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("count", [300, 301])
+def test_random_halves_are_as_wide_as_the_truth_of_a_mean(count: int) -> None:
+    values = np.random.default_rng(2).normal(size=count)
+    low, high = half_sample_ci(lambda half: float(values[half].mean()), count, float(values.mean()), repeats=4000)
+    assert (low + high) / 2 == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * 1.96 * values.std(ddof=1) / np.sqrt(count), rel=0.05)

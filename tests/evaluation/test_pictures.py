@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ito_ray.evaluation.embed import PairEmbeddings, embed_pairs
-from ito_ray.evaluation.evaluate import retrieval_measures
-from ito_ray.evaluation.gallery import make_queries
-from ito_ray.evaluation.page import gallery_html
+from ito_ray.evaluation.evaluate import geometry_measures, retrieval_measures
+from ito_ray.evaluation.gallery import Choice, make_queries
+from ito_ray.evaluation.page import Gallery, Map, compare, gallery_html
 from ito_ray.evaluation.pictures import gallery_png, map_png
-from ito_ray.evaluation.report import Report
+from ito_ray.evaluation.report import Grid, Report, Section
 from ito_ray.evaluation.retrieval import retrieval
+from ito_ray.evaluation.show import files_of, write_files
 from tests.evaluation.shapes import COLOURS, SHAPES, ShapeEncoder, draw
 
 
-def shape_pairs() -> PairEmbeddings:
+def shape_pairs(count: int | None = None) -> PairEmbeddings:
     from ito_ray.data.heldout import Pair
 
-    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    names = [(colour, shape) for colour in COLOURS for shape in SHAPES][:count]
     return embed_pairs(
         ShapeEncoder(),
         (
@@ -114,8 +117,8 @@ def test_page_is_self_contained_and_has_alternative_texts(pairs: PairEmbeddings,
         tmp_path / "index.html",
         title="Shapes & <colours>",
         report=report,
-        queries=queries,
-        map_png=map_png(pairs, tmp_path / "map.png"),
+        galleries=[Gallery("Drawn", "note", queries)],
+        maps=[Map(map_png(pairs, tmp_path / "map.png"), "Scatter plot.", "Dots.")],
         usage='model = load("a<b")',
     )
     html = path.read_text("utf-8")
@@ -139,3 +142,72 @@ def test_page_without_pictures(pairs: PairEmbeddings, tmp_path: Path) -> None:
     html = gallery_html(tmp_path / "index.html", title="Numbers", report=report).read_text("utf-8")
     assert "<img" not in html
     assert html.count("<h2>") == 1
+
+
+def test_best_and_worst_are_the_ends_of_all_margins(pairs: PairEmbeddings) -> None:
+    first = np.unique(pairs.owner, return_index=True)[1]
+    score = pairs.text[first].astype(np.float64) @ pairs.image.T
+    own = np.diag(score).copy()
+    np.fill_diagonal(score, -np.inf)
+    margin = own - score.max(axis=1)
+    ends: tuple[tuple[Choice, Any], ...] = (("best", np.argsort(-margin)), ("worst", np.argsort(margin)))
+    for choice, order in ends:
+        for chunk in (7, 1024):
+            queries = make_queries(pairs, count=4, choice=choice, chunk=chunk)
+            assert [query.text for query in queries] == [pairs.captions[first[i]] for i in order[:4]]
+    assert make_queries(pairs, count=1, choice="worst")[0].rank > make_queries(pairs, count=1, choice="best")[0].rank
+
+
+@pytest.fixture(scope="module")
+def few() -> PairEmbeddings:
+    return shape_pairs(5)
+
+
+def test_a_full_report_has_everything_and_says_it_without_pictures(few: PairEmbeddings, tmp_path: Path) -> None:
+    pairs = few
+    measures = (*retrieval_measures(pairs), *geometry_measures(pairs))
+    rng = np.random.default_rng(0)
+    noisy = pairs.text + rng.normal(0, 0.3, pairs.text.shape).astype(np.float32)
+    worse = dataclasses.replace(pairs, text=noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
+    other = Report("peer <b>", tuple(retrieval_measures(worse)), {}, worse)
+    grid = Grid(("Class", "Top 1"), (("cat & dog", "10 %"),), "Hardest")
+    section = Section("Confusions", "note", (), (grid,))
+    curves = {"train/loss": [(1, 2.0), (5, 1.0)], "eval/geometry/modality_gap": [(1, 0.5), (5, 0.25)], "x": [(1, 1.0)]}
+    page = write_files(
+        Report("shapes", measures, {}, pairs, (), (section,)),
+        tmp_path,
+        title="t",
+        usage="",
+        dataset="",
+        full=True,
+        baselines=[other],
+        curves=curves,
+    )
+    html = page.read_text("utf-8")
+    parser = Page()
+    parser.feed(html)
+    assert parser.open == []
+    assert all(image["alt"] and (image["src"] or "").startswith("data:image/webp") for image in parser.images)
+    for text in ("Against peer &lt;b&gt;", "cat &amp; dog", "What it gets most wrong", "t-SNE", "0.25", "train/loss"):
+        assert text in html, text
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {
+        "gallery.png",
+        "gallery_best.png",
+        "gallery_worst.png",
+        "map.png",
+        "map_tsne.png",
+        "curves_training.png",
+        "curves_geometry.png",
+    }
+    assert {cell for row in compare(Report("a", measures, {}, pairs), other).rows for cell in row[3:]} - {"–"}
+
+
+def test_an_earlier_evaluation_goes_and_other_files_stay(few: PairEmbeddings, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"kept")
+    report = Report("shapes", tuple(retrieval_measures(few)), {}, few)
+    write_files(report, tmp_path, title="t", usage="", dataset="")
+    assert (tmp_path / "map.png").is_file()
+    write_files(dataclasses.replace(report, pairs=None), tmp_path, title="t", usage="", dataset="")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.png", "index.html", "metrics.json"}
+    assert {path.name for path in files_of(tmp_path)} == {"index.html", "metrics.json"}

@@ -23,6 +23,7 @@ from ito_ray.export.parity import Verified
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.tracking import promote as module
 from ito_ray.tracking.aliases import Registry, crown, logged_model, rollback
+from ito_ray.tracking.gate import judge
 from ito_ray.tracking.promote import Outcome, promote, size_of
 from ito_ray.tracking.registry import Registered, download, register
 from ito_ray.tracking.run import Store, open_client, resolve_store
@@ -82,8 +83,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "require_parity", lambda *_: 0.0)
 
 
-def decide(world: World, registry: Registry, *, version: str = "", **gate: Any) -> Outcome:
-    return promote(registry, world.config(), Gate(**(LENIENT | gate)), version=version, say=lambda _: None)
+def decide(world: World, registry: Registry, *, version: str = "", **changes: Any) -> Outcome:
+    return promote(registry, world.config(), Gate(**(LENIENT | changes)), version=version, say=lambda _: None)
 
 
 def document(world: World, outcome: Outcome) -> dict[str, Any]:
@@ -112,8 +113,9 @@ def test_the_winner_becomes_champion_and_the_decision_is_written_down(world: Wor
     assert written["size"]["candidate"] == written["size"]["champion"]
     assert written["gate"]["min_gain"] == -1.0
 
-    run = registry.client.get_run(outcome.run_id)
+    run: Any = registry.client.get_run(outcome.run_id)
     assert (run.info.status, run.data.tags["ito.gate"]) == ("FINISHED", "promoted")
+    assert run.inputs is not None
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"heldout", "zero_shot"}
     assert [one.model_id for one in run.inputs.model_inputs] == [logged_model(registry.version("2"))]
     assert run.data.params["gate.min_gain"] == "-1.0"
@@ -145,11 +147,12 @@ def test_a_better_encoder_wins_and_a_worse_one_does_not(world: World, monkeypatc
 
     def noise(count: int) -> Embeddings:
         vectors = np.random.default_rng(count).normal(size=(count, 16)).astype(np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: Embeddings = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
 
     monkeypatch.setattr(module, "FolderEncoder", Encoder)
     metrics = ("heldout/r1_text_to_image", "heldout/r1_image_to_text")
-    strict = {"min_gain": 0.0, "metrics": metrics, "max_latency_ratio": 1e9}
+    strict: dict[str, Any] = {"min_gain": 0.0, "metrics": metrics, "max_latency_ratio": 1e9}
     registry = world.registry("better", world.first, world.second)
     assert decide(world, registry, **strict).promoted
     registry = world.registry("worse", world.first, world.second)
@@ -183,11 +186,10 @@ def test_an_equal_candidate_is_refused_with_a_sentence(world: World) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_champion_that_moves_while_we_measure_wins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = world.registry("moves", world.first, world.second, world.second)
-    measure = module.judge
 
     def meanwhile(*arguments: Any) -> Any:
         crown(registry, "2", expected="1", tags={})
-        return measure(*arguments)
+        return judge(*arguments)
 
     monkeypatch.setattr(module, "judge", meanwhile)
     outcome = decide(world, registry)
@@ -303,7 +305,7 @@ def test_the_command_line_explains_mistakes(world: World, capsys: pytest.Capture
     uri = world.store.uri
     for words, message in (
         (["promote", "--tracking-uri", uri, "--name", "nobody"], "error: --name nobody: sqlite:///"),
-        (["list", "--tracking-uri", f"sqlite:///{tmp_path}/no.db"], "there is no such SQLite file"),
+        (["list", "--tracking-uri", f"sqlite:///{tmp_path}/no.db"], "There is no model registry at sqlite:///"),
         (["rollback", "--tracking-uri", "runs", "--reason", "x"], "is a plain folder"),
     ):
         assert main(words) == 2

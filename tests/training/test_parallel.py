@@ -66,7 +66,7 @@ def _train(cfg: Config, folder: Path, rank: int, world: int, resume: Path | None
         (folder / str(done)).mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder / str(done), learner, State(done, {}, {}, "plan", [], {}) if rank == 0 else None)
 
-    hooks = loop.Hooks(lambda _, metrics: losses.append(metrics["loss/total"]), lambda _: None, save)
+    hooks = loop.Hooks(lambda _, metrics: losses.append(metrics["loss/total"]), lambda _: True, save)
     batches = _share(colours(cfg, first), rank, world)
     loop.train(cfg, learner, batches, torch.device("cpu"), hooks, first)
     return losses

@@ -59,7 +59,7 @@ def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int |
         if done == stop_after:
             raise KeyboardInterrupt
 
-    hooks = loop.Hooks(lambda _, metrics: curve.append(metrics), lambda _: None, save)
+    hooks = loop.Hooks(lambda _, metrics: curve.append(metrics), lambda _: True, save)
     loop.train(cfg, learner, colours(cfg, first), torch.device("cpu"), hooks, first)
     return curve
 

@@ -1,0 +1,98 @@
+"""One trial of a sweep: a small driver that trains as the main job does, and lets the sweep decide how long.
+
+It reserves no CPU: it waits. After every evaluation the workers hold still while the sweep judges, so a trial that is
+stopped ends like one that has finished, with a checkpoint and with nothing left running. (Ray Tune would kill the
+driver instead, and the placement group of Ray Train's workers would outlive it.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.tune
+
+from ito_ray.errors import ClusterError, ItoError
+from ito_ray.runtime import preflight, trainer
+from ito_ray.runtime.desk import Order
+from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
+from ito_ray.tracking.run import TrackedRun, open_run
+
+STEP_SECONDS = "step_seconds"
+"""Mean duration of a step, beside the evaluation's numbers."""
+
+
+def run_trial(given: dict[str, Any]) -> None:
+    """Ray Tune's entry point; `given` is {"trial": key, "desk": name of the Desk}.
+
+    Reports {"step", "values"} for every evaluation. A failure that would only come again is reported as {"failed":
+    reason}; anything else is raised, and Ray Tune starts the trial once more from its checkpoint.
+    """
+    key, desk = given["trial"], cast(Any, ray.get_actor(given["desk"]))
+    order: Order = ray.get(desk.order.remote(key))
+    os.chdir(order.folder)
+    try:
+        identity, train = _prepared(order)
+        tracked = open_run(
+            order.cfg, recipe=order.recipe, dataset=identity, versions=installed_versions(), git=git_commit()
+        )
+        tracked.set_tags(order.tags)
+        try:
+            stopped = _Judged(key, desk, tracked, order.cfg.train.global_batch).fit(train)
+        except BaseException as error:
+            tracked.set_tags({"ito.stopped": f"failed: {error}"})
+            tracked.finish("FAILED")
+            raise
+        tracked.set_tags({"ito.stopped": stopped or "finished"})
+        tracked.finish("KILLED" if stopped else "FINISHED")
+    except ClusterError:
+        raise
+    except ItoError as error:
+        ray.tune.report({"failed": str(error)})
+
+
+Train = Callable[[trainer.OnMetrics, trainer.Judge], trainer.Trained]
+
+
+def _prepared(order: Order) -> tuple[Any, Train]:
+    cfg = order.cfg
+    data = preflight.plan_data(cfg)
+    tokenizer = order.tokenizer
+    if tokenizer is None:
+        folder = Path(cfg.output).absolute() / cfg.name / "tokenizer"
+        preflight.prepare_tokenizer(cfg, data.plan, folder)
+        tokenizer = TokenizerFiles.read(folder)
+    identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
+    return identity, lambda on_metrics, judge: trainer.fit(cfg, data, tokenizer, on_metrics, judge)
+
+
+class _Judged:
+    """Takes metrics to MLflow, and evaluations to the sweep."""
+
+    def __init__(self, key: str, desk: Any, tracked: TrackedRun, global_batch: int) -> None:
+        self._key, self._desk, self._tracked, self._batch = key, desk, tracked, global_batch
+        self._seconds: list[float] = []
+        self._stopped = ""
+
+    def fit(self, train: Train) -> str:
+        """Why training was stopped early, or ""."""
+        train(self._on_metrics, self._judge)
+        return self._stopped
+
+    def _on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self._tracked.log(step, metrics)
+        if rate := metrics.get("train/samples_per_second"):
+            self._seconds.append(self._batch / rate)
+
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> bool:
+        values = {name.removeprefix("eval/"): value for name, value in metrics.items()}
+        steady = self._seconds[1:] or self._seconds
+        if steady:
+            values[STEP_SECONDS] = sum(steady) / len(steady)
+        ray.tune.report({"step": step, "values": values})
+        self._stopped = ray.get(self._desk.verdict.remote(self._key, step))
+        return not self._stopped

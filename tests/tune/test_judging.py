@@ -1,0 +1,163 @@
+"""Intervals against their textbook values, decisions from books, the front against all pairs, budgets, capacity."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ito_ray.errors import ConfigError
+from tests.tune.books import FULL, OBJECTIVE, fill, finished_sweep, settings
+from tune.book import BASELINE, Book, Job, Spent, Trial
+from tune.budget import Budget
+from tune.capacity import HEAD, Need, Node, drivers_on_head, fitting
+from tune.decision import confirmation_jobs, decide
+from tune.judging import Estimate, Objective, Standing, difference, pareto, saved_steps, standings
+
+
+def test_the_interval_is_students() -> None:
+    estimate = Estimate((0.1, 0.2, 0.4))
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(estimate.values), scale=stats.sem(estimate.values))
+    assert estimate.interval == pytest.approx((low, high))
+    assert Estimate((0.1,)).interval is None
+
+
+def test_a_difference_is_judged_by_its_interval() -> None:
+    one, other = Estimate((0.50, 0.51, 0.52)), Estimate((0.40, 0.41, 0.42))
+    assert difference(one, other).is_better and difference(other, one).is_worse
+    wide = difference(Estimate((0.1, 0.9)), other)
+    assert not wide.is_better and not wide.is_worse
+    assert not difference(Estimate((0.9,)), other).is_better, "one seed decides nothing"
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """Of means of four normal seeds, 95 % intervals cover the truth 95 times in 100."""
+    source = np.random.default_rng(0)
+    samples = source.normal(0.3, 0.02, (2000, 4))
+    covered = [low <= 0.3 <= high for low, high in (Estimate(tuple(row)).interval or (1.0, 0.0) for row in samples)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_best_point_is_confirmed_on_fresh_seeds(tmp_path: Path) -> None:
+    with finished_sweep(tmp_path / "book.jsonl") as book:
+        decision = decide(book, OBJECTIVE)
+        assert decision is not None
+        assert (decision.best.point, decision.is_better) == (5, True)
+        assert "is better than the recipe" in decision.sentence
+        jobs = confirmation_jobs(book, OBJECTIVE, 3, first_seed=0)
+        searched = {trial.job.seed for trial in book.trials.values() if trial.job.phase == "search"}
+    assert [(job.point, job.seed) for job in jobs] == [(p, s) for s in (1000, 1001, 1002) for p in (BASELINE, 5)]
+    assert not searched & {job.seed for job in jobs}
+
+
+def test_luck_is_called_luck(tmp_path: Path) -> None:
+    with Book(tmp_path / "book.jsonl") as book:
+        book.open_session(settings())
+        fill(book, BASELINE, 2.0)
+        fill(book, 1, 4.0)
+        for seed, (recipe, best) in enumerate(((0.5, 0.4), (0.51, 0.41), (0.52, 0.42)), start=1000):
+            for point, value in ((BASELINE, recipe), (1, best)):
+                key = book.started(Job(point, seed, "confirm", {})).job.key
+                book.evaluated(key, FULL, {"heldout/r1": value}, "", "finished")
+        decision = decide(book, OBJECTIVE)
+    assert decision is not None and not decision.is_better
+    assert "by luck" in decision.sentence
+
+
+def test_a_stopped_or_failed_seed_keeps_a_point_from_the_standings(tmp_path: Path) -> None:
+    with Book(tmp_path / "book.jsonl") as book:
+        book.open_session(settings())
+        fill(book, 1, 4.0, seed=0)
+        fill(book, 1, 4.0, seed=1, last=30)
+        fill(book, 2, 3.0)
+        assert [one.point for one in standings(book.points(), OBJECTIVE)] == [2]
+        assert saved_steps(book, FULL) == (FULL - 30, FULL)
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    source = random.Random(1)
+    trial = (Trial(Job(0, 0, "search", {})),)
+    points = [
+        Standing(number, Estimate((source.random(),)), Estimate((source.random(),)), trial) for number in range(60)
+    ]
+
+    def beats(one: Standing, other: Standing) -> bool:
+        no_worse = one.score.mean >= other.score.mean and one.cost.mean <= other.cost.mean
+        return no_worse and (one.score.mean, one.cost.mean) != (other.score.mean, other.cost.mean)
+
+    naive = {one.point for one in points if not any(beats(other, one) for other in points)}
+    assert {one.point for one in pareto(points)} == naive
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="--objective heldout/r2: the evaluation gives heldout/r1"):
+        Objective(("heldout/r2",)).score({"heldout/r1": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "word"),
+    [
+        (Budget(), Spent(10**9, 10**9, 1e9, 1e9), ""),
+        (Budget(steps=100), Spent(steps=99), ""),
+        (Budget(steps=100), Spent(steps=100), "100 steps"),
+        (Budget(samples=100, steps=1000), Spent(steps=1, samples=101), "100 samples"),
+        (Budget(hours=0.5), Spent(seconds=1801), "0.5 hours"),
+        (Budget(money=2.0, prices={"CPU": 0.1}), Spent(money=2.5), "2 in money"),
+    ],
+)
+def test_a_budget_is_gone_when_it_is(budget: Budget, spent: Spent, word: str) -> None:
+    assert word in budget.gone(spent) and bool(word) == bool(budget.gone(spent))
+
+
+def test_money_is_the_price_of_all_nodes() -> None:
+    budget = Budget(money=1.0, prices={"CPU": 0.36, "GPU": 3.6})
+    assert budget.rate([{"CPU": 10.0}, {"CPU": 2.0, "GPU": 1.0}]) == pytest.approx(12 * 1e-4 + 1e-3)
+    with pytest.raises(ConfigError, match="there are no prices"):
+        Budget(money=1.0).check()
+    with pytest.raises(ConfigError, match=r"--budget\.steps is -1"):
+        Budget(steps=-1).check()
+
+
+def _nodes(*cpus: float, gpus: float = 0.0, labels: dict[str, str] | None = None) -> list[Node]:
+    return [Node({"CPU": one, "GPU": gpus}, labels or {}) for one in cpus]
+
+
+def _need(workers: int, cpus: float, *, gpus: float = 0.0, data: float = 1.0, pool: str = "") -> Need:
+    train = {"pool": pool} if pool else {}
+    return Need(workers, cpus, gpus, data, train, {"pool": "data"} if pool else {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "need", "expected"),
+    [
+        (_nodes(2), _need(1, 1.0), 1),
+        (_nodes(2), _need(2, 0.5), 1),
+        (_nodes(2), _need(1, 0.25, data=0.5), 2),
+        (_nodes(2), _need(2, 1.0), 0),  # no CPU for Ray Data: it would hang
+        (_nodes(1), _need(1, 0.5), 0),  # half a CPU is left, and a task wants a whole one
+        (_nodes(), _need(1, 1.0), 0),
+        (_nodes(8), _need(1, 1.0, data=0.0), 7),
+        (_nodes(4, 4), _need(3, 1.0), 2),
+        (_nodes(3, 3, 3), _need(1, 2.0), 3),  # the CPU that two workers leave on each node
+        (_nodes(8, 8, gpus=4), _need(4, 1.0, gpus=1.0, data=2.0), 2),
+        (_nodes(8, gpus=1), _need(2, 1.0, gpus=1.0), 0),
+        (
+            [*_nodes(4, gpus=4, labels={"pool": "train"}), *_nodes(2, labels={"pool": "data"})],
+            _need(2, 1.0, pool="train"),
+            2,
+        ),
+        ([*_nodes(4, labels={"pool": "train"})], _need(2, 1.0, pool="train"), 0),  # nowhere to decode
+        ([Node({"CPU": 4.0}, None)] * 2, _need(1, 1.0, pool="train"), 4),  # nodes that are yet to come
+    ],
+)
+def test_as_many_trials_as_can_never_wait_for_each_other(nodes: list[Node], need: Need, expected: int) -> None:
+    assert fitting(nodes, need) == expected
+
+
+def test_drivers_are_bounded_by_the_heads_memory() -> None:
+    head, other = Node({HEAD: 1.0, "memory": 9.0 * 2**30}, {}), Node({"memory": 900.0 * 2**30}, {})
+    assert drivers_on_head([head, other]) == 4
+    assert drivers_on_head([other]) == 1

@@ -1,0 +1,78 @@
+"""The end of a sweep: the best point against the recipe, on fresh seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tune.book import BASELINE, Book, Job
+from tune.judging import Difference, Estimate, Objective, Standing, difference, standings
+
+CONFIRM_SEEDS = 1000
+"""Fresh seeds start so far from those of the search."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the sweep found."""
+
+    best: Standing
+    """Of the search; its score is that which it was chosen by, and so somewhat too good."""
+    recipe: Standing | None
+    """The recipe in the search; None when its trial did not finish."""
+    fresh_best: Estimate | None = None
+    """On fresh seeds: the score to believe. None without confirmation."""
+    fresh_recipe: Estimate | None = None
+    gain: Difference | None = None
+    """On fresh seeds, best less recipe."""
+
+    @property
+    def is_better(self) -> bool:
+        """A point other than the recipe that is surely better."""
+        return self.best.point != BASELINE and self.gain is not None and self.gain.is_better
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        if self.best.point == BASELINE:
+            return "Nothing that was tried is better than the recipe as it is."
+        name = f"Point {self.best.point}"
+        if self.gain is None:
+            return (
+                f"{name} leads the search; on fresh seeds it was not compared with the recipe, so luck is not excluded."
+            )
+        if self.gain.interval is None:
+            return f"{name} differs from the recipe by {self.gain.value:+.4f} on one fresh seed, which decides nothing."
+        low, high = self.gain.interval
+        found = f"{self.gain.value:+.4f} ({low:+.4f} – {high:+.4f}) on fresh seeds"
+        if self.gain.is_better:
+            return f"{name} is better than the recipe: {found}."
+        if self.gain.is_worse:
+            return f"{name} led the search by luck: {found}. Keep the recipe."
+        return f"{name} is not surely better than the recipe: {found}. More seeds (--confirm) may tell."
+
+
+def decide(book: Book, objective: Objective) -> Decision | None:
+    """What the book says; None when no trial of the search has finished."""
+    found = standings(book.points("search"), objective)
+    if not found:
+        return None
+    best, recipe = found[0], next((one for one in found if one.point == BASELINE), None)
+    fresh = {one.point: one.score for one in standings(book.points("confirm"), objective)}
+    if best.point == BASELINE or best.point not in fresh or BASELINE not in fresh:
+        return Decision(best, recipe, fresh.get(best.point), fresh.get(BASELINE))
+    one, other = fresh[best.point], fresh[BASELINE]
+    return Decision(best, recipe, one, other, difference(one, other))
+
+
+def confirmation_jobs(book: Book, objective: Objective, count: int, first_seed: int) -> list[Job]:
+    """The best point and the recipe, each with the same fresh seeds; the recipe alone when it is the best."""
+    decision = decide(book, objective)
+    if decision is None:
+        return []
+    points = {BASELINE: dict[str, Any](), decision.best.point: decision.best.changes}
+    return [
+        Job(point, first_seed + CONFIRM_SEEDS + number, "confirm", dict(changes))
+        for number in range(count)
+        for point, changes in points.items()
+    ]

@@ -1,0 +1,114 @@
+"""Which trial comes next. No Ray here: the book and the searcher decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tune.axes import Changes
+from tune.book import BASELINE, Book, Job, Trial
+from tune.budget import Budget
+from tune.searchers import OptunaSearcher, Searcher
+
+
+class Plan(Protocol):
+    """A part of the sweep."""
+
+    def next(self) -> Job | None:
+        """A trial to run now, new or to be gone on with; None: nothing now."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing will come any more."""
+
+    def ended(self, trial: Trial) -> None:
+        """A trial that was given out has ended."""
+
+
+@dataclass
+class Search:
+    """First the recipe as it is, then what the searcher asks for, each with every seed."""
+
+    book: Book
+    searcher: Searcher
+    budget: Budget
+    points: int
+    """How many, with the recipe's own."""
+    seeds: Sequence[int]
+    _queue: list[Job] = field(default_factory=list)
+    _exhausted: bool = False
+
+    def __post_init__(self) -> None:
+        """Go on where the book stands."""
+        for number, trials in sorted(self.book.points("search").items()):
+            changes = trials[0].job.changes
+            missing = [seed for seed in self.seeds if seed not in {trial.job.seed for trial in trials}]
+            unfinished = [trial.job for trial in trials if trial.state == "open"]
+            self._queue += unfinished + [Job(number, seed, "search", changes) for seed in missing]
+            if not missing and not unfinished:
+                self.searcher.tell(number, changes, trials)
+            elif isinstance(self.searcher, OptunaSearcher) and number != BASELINE:
+                self.searcher.pending(number, changes)
+
+    @property
+    def is_finished(self) -> bool:
+        spent = bool(self.budget.gone(self.book.spent))
+        return spent or (not self._queue and (self._exhausted or self._given >= self.points))
+
+    @property
+    def _given(self) -> int:
+        return len(self.book.points("search"))
+
+    def next(self) -> Job | None:
+        if self.is_finished:
+            return None
+        if not self._queue:
+            self._queue += self._new_point()
+        if not self._queue:
+            return None
+        job = self._queue.pop(0)
+        if job.key not in self.book.trials:
+            self.book.started(job)
+        return job
+
+    def _new_point(self) -> list[Job]:
+        number = self._given
+        changes: Changes | None = {} if number == BASELINE else self.searcher.ask(number)
+        if changes is None:
+            self._exhausted = True
+            return []
+        return [Job(number, seed, "search", changes) for seed in self.seeds]
+
+    def ended(self, trial: Trial) -> None:
+        trials = self.book.points("search")[trial.job.point]
+        if len(trials) == len(self.seeds) and all(one.state != "open" for one in trials):
+            self.searcher.tell(trial.job.point, trial.job.changes, trials)
+
+
+@dataclass
+class Confirmation:
+    """Some points with fresh seeds, all to the end, whatever the budget: without it nobody knows."""
+
+    book: Book
+    jobs: Sequence[Job]
+    _queue: list[Job] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        known = self.book.trials
+        self._queue = [job for job in self.jobs if job.key not in known or known[job.key].state == "open"]
+
+    @property
+    def is_finished(self) -> bool:
+        return not self._queue
+
+    def next(self) -> Job | None:
+        if not self._queue:
+            return None
+        job = self._queue.pop(0)
+        if job.key not in self.book.trials:
+            self.book.started(job)
+        return job
+
+    def ended(self, trial: Trial) -> None:
+        """Nothing depends on it."""

@@ -1,0 +1,278 @@
+"""A sweep from top to bottom: check, search, confirm, decide, report, register. Safe to be run again at any point."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ito_ray.config.schema import Config
+from ito_ray.errors import ConfigError
+from ito_ray.runtime import cluster, job, preflight
+from ito_ray.runtime.console import Stages
+from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
+from ito_ray.tracking.run import Status, TrackedRun, open_run
+from ito_ray.tracking.sweep import SWEEP, child_tags, fetch_file, settle
+from tune.axes import Space
+from tune.book import Book, Phase, State, Trial
+from tune.capacity import Need, require_capacity
+from tune.decision import Decision, confirmation_jobs, decide
+from tune.drive import Sweep, drive, open_desk
+from tune.final_test import measure_test, require_separate_test
+from tune.judging import Objective
+from tune.options import SearchOptions
+from tune.plan import Confirmation, Plan, Search
+from tune.report import write_report
+from tune.searchers import make_searcher
+from tune.stopping import Rungs, Stopping
+from tune.table import SweepTable
+from tune.trials import TrialMaker, evaluation_interval
+
+BOOK = "book.jsonl"
+STAGES = 4
+ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration start from where the command was given
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the book and MLflow have everything
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nobody resumes from Ray Tune's snapshots
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metric to report
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command like any other
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints a banner however quiet it is told to be
+}
+STATUS: Mapping[State, Status] = {
+    "open": "KILLED",
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+    "crashed": "FAILED",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a sweep leaves."""
+
+    folder: Path
+    decision: Decision | None
+    report: Path
+    tracked: TrackedRun
+    registered: str
+    """Address of the winner in the registry; "" when there is none."""
+
+
+def sweep_folder(cfg: Config, space: Space) -> Path:
+    """Where a sweep keeps everything; its last part is the sweep's name."""
+    return Path(cfg.output).absolute() / f"{cfg.name}-{space.name}"
+
+
+def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Result:
+    """Search, confirm, decide, report; goes on where an earlier session stopped.
+
+    Raises:
+        ItoError: anything that a user can mend.
+    """
+    os.environ.update(ENVIRONMENT)
+    folder = sweep_folder(cfg, space)
+    with Book(folder / BOOK) as book:
+        with stages.stage(f"Check the space, the data and the cluster for {folder.name}"):
+            space.check(cfg)
+            require_separate_test(options.test, cfg)
+            data = preflight.plan_data(cfg)
+            preflight.require_model(cfg, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
+            book.open_session(_settings(cfg, options, space))
+            cluster.connect(verbose=options.verbose)
+            capacity = require_capacity(Need.of(cfg, options.data_cpus), options.concurrent)
+            stages.say(str(capacity))
+            tracked = _open_parent(cfg, options, space, folder, data)
+            if book.trials:
+                stages.say(f"resumed: {len(book.trials)} trials are known, {len(_open(book))} go on")
+        maker = TrialMaker(
+            options.recipe,
+            cfg,
+            space.start(cfg),
+            folder,
+            tracked.store,
+            evaluation_interval(cfg, options.factor),
+            TokenizerFiles.read(folder / "tokenizer"),
+            child_tags(tracked, folder.name),
+        )
+        try:
+            settle(tracked, endings(book, only_ended=True))
+            session = _Session(
+                cfg, options, space, stages, book, maker, tracked, options.concurrent or capacity.at_most
+            )
+            result = session.run()
+        except BaseException as error:
+            settle(tracked, endings(book))
+            tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracked.finish()
+        return result
+
+
+def _open(book: Book) -> list[Trial]:
+    return [trial for trial in book.trials.values() if trial.state == "open"]
+
+
+def endings(book: Book, *, only_ended: bool = False) -> dict[str, tuple[Status, str]]:
+    """How each trial's MLflow run is to be closed."""
+    return {
+        key: (STATUS[trial.state], trial.reason or ("interrupted" if trial.state == "open" else trial.state))
+        for key, trial in book.trials.items()
+        if trial.state != "open" or not only_ended
+    }
+
+
+def _settings(cfg: Config, options: SearchOptions, space: Space) -> dict[str, Any]:
+    """What may not change when a sweep goes on; budget, points, concurrency and confirmation may."""
+    config = cfg.model_dump(mode="json", exclude={"tracking": True, "output": True, "name": True})
+    return {
+        "recipe": options.recipe,
+        "space": [list(row) for row in space.rows()],
+        "searcher": options.searcher,
+        "scheduler": options.scheduler,
+        "factor": options.factor,
+        "seeds": options.seeds,
+        "objective": list(options.objective),
+        "against": options.against,
+        "warm_start": list(options.warm_start),
+        "evaluate_every": evaluation_interval(cfg, options.factor),
+        "config": {name: value for section in config.items() for name, value in _flat(*section)},
+    }
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        return [(prefix, value)]
+    return [pair for name, below in value.items() for pair in _flat(f"{prefix}.{name}", below)]
+
+
+def _open_parent(
+    cfg: Config, options: SearchOptions, space: Space, folder: Path, data: preflight.TrainingData
+) -> TrackedRun:
+    identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
+    named = cfg.model_copy(update={"name": folder.name})
+    tracked = open_run(named, recipe=options.recipe, dataset=identity, versions=installed_versions(), git=git_commit())
+    rows = "; ".join(" ".join(row).strip() for row in space.rows())
+    tracked.set_tags({SWEEP: folder.name, "ito.space": rows, "ito.objective": " ".join(options.objective)})
+    return tracked
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The part of a sweep that follows the checks."""
+
+    cfg: Config
+    options: SearchOptions
+    space: Space
+    stages: Stages
+    book: Book
+    maker: TrialMaker
+    tracked: TrackedRun
+    concurrent: int
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.options.objective, self.options.against)
+
+    def run(self) -> Result:
+        options, book = self.options, self.book
+        desk_name = f"ito-desk-{self.maker.folder.name}"
+        rungs = Rungs(self.maker.every, self.cfg.train.steps, options.factor)
+        stopping = Stopping(options.scheduler, rungs, self.objective)
+        stopping.replay(trial for trials in book.points("search").values() for trial in trials)
+        sweep = Sweep(book, options.budget, self.maker.order, stopping, desk_name, open_desk(desk_name))
+        with self.stages.stage(f"Search {self.space.name}: {options.points} points, {self.objective}"):
+            self._drive(sweep, self._search_plan(), "search")
+            self._forget_weights()
+        with self.stages.stage(f"Confirm the best on fresh seeds ({options.confirm})"):
+            if options.confirm and not options.against:
+                jobs = confirmation_jobs(book, self.objective, options.confirm, self.cfg.train.seed)
+                self._drive(sweep, Confirmation(book, jobs), "confirm")
+            if options.test and book.points("confirm"):
+                measure_test(book, self.maker, options.test)
+            decision = decide(book, self.objective)
+            if decision is None:
+                raise ConfigError(self._nothing())
+            self.stages.say(decision.sentence)
+        with self.stages.stage("Report"):
+            self.tracked.set_tags({"ito.decision": decision.sentence})
+            page = write_report(
+                self.maker.folder / "report",
+                book,
+                name=self.maker.folder.name,
+            )
+            for path in [*sorted(page.parent.iterdir()), book.path]:
+                self.tracked.log_file(path, "sweep")
+            registered = self._register(decision) if options.register else ""
+        return Result(self.maker.folder, decision, page, self.tracked, registered)
+
+    def _search_plan(self) -> Search:
+        options = self.options
+        searcher = make_searcher(
+            options.searcher,
+            self.space,
+            self.maker.start,
+            self.objective,
+            seed=self.cfg.train.seed,
+            grid_points=options.grid_points,
+        )
+        for name in options.warm_start:
+            earlier = fetch_file(self.tracked.store, self.cfg.tracking.experiment, name, f"sweep/{BOOK}")
+            known = Book(earlier, read_only=True)
+            _require_comparable(known, self.book, name)
+            points = known.points("search")
+            for trials in points.values():
+                if all(trial.state != "open" for trial in trials):
+                    searcher.tell(-1, trials[0].job.changes, trials)
+            self.stages.say(f"learned from {len(points)} points of {name}")
+        seeds = [self.cfg.train.seed + number for number in range(options.seeds)]
+        return Search(self.book, searcher, options.budget, options.points, seeds)
+
+    def _drive(self, sweep: Sweep, plan: Plan, phase: Phase) -> None:
+        with SweepTable(self.stages.console, self.book, self.objective, self.options.budget, phase) as table:
+            drive(sweep, plan, self.maker.folder / "ray", concurrent=self.concurrent, tick=table.tick)
+        settle(self.tracked, endings(self.book, only_ended=True))
+
+    def _forget_weights(self) -> None:
+        """The search's trials have told what they are worth, and nothing goes on from their weights."""
+        for trial in self.book.trials.values():
+            if trial.job.phase == "search" and trial.state != "open":
+                for folder in self.maker.run_folder(trial.job).glob("step-*"):
+                    shutil.rmtree(folder)
+
+    def _nothing(self) -> str:
+        failed = [trial for trial in self.book.trials.values() if trial.state in ("failed", "crashed")]
+        if failed:
+            return f"No trial has finished; {len(failed)} failed, the first with: {failed[0].reason}"
+        gone = self.options.budget.gone(self.book.spent)
+        return f"No trial has finished within the {gone}: raise the budget and run the same command again."
+
+    def _register(self, decision: Decision) -> str:
+        """Train the winner with the main job, which hands it to the registry."""
+        if not decision.is_better:
+            self.stages.say("not registered: no point is surely better than the recipe")
+            return ""
+        tracking = self.cfg.tracking.model_copy(update={"uri": self.tracked.store.uri})
+        winner = self.maker.point(decision.best.changes).model_copy(
+            update={"name": "winner", "output": str(self.maker.folder), "tracking": tracking}
+        )
+        stages = Stages(self.stages.console, job.STAGES)
+        outcome = job.run(winner, recipe=self.options.recipe, stages=stages, verbose=self.options.verbose)
+        outcome.run.set_tags(self.maker.tags)
+        self.tracked.set_tags({"ito.registered": f"{outcome.registered.model_name}/{outcome.registered.version}"})
+        return outcome.registered.uri
+
+
+def _require_comparable(earlier: Book, now: Book, name: str) -> None:
+    for what in ("config.data.heldout", "config.train.steps", "objective", "against"):
+        section, _, field = what.partition(".")
+        old, new = (one.settings[section][field] if field else one.settings[section] for one in (earlier, now))
+        if old != new:
+            raise ConfigError(
+                f"--warm-start {name}: its {what.removeprefix('config.')} is {old!r}, here it is {new!r}, so its "
+                "scores mean something else: leave it out, or give the same."
+            )
