@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -64,45 +65,36 @@ def measure(pairs: int, repeats: int) -> Measured:
         pairs: b, of one rank.
         repeats: steps that count.
     """
-    found: dict[str, dict[str, float]] = {}
-    for mode in ("alone", "together"):
-        with tempfile.TemporaryDirectory() as folder:
-            spawn(_rank, args=(folder, mode, pairs, repeats), nprocs=RANKS)
-            found[mode] = json.loads(Path(folder, "rank-0.json").read_text())
-    together = found["together"]
-    return Measured(
-        found["alone"]["step"],
-        together["step"],
-        together["message"],
-        together["latency"],
-        int(together["parameters"]),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_rank, args=(folder, pairs, repeats), nprocs=RANKS)
+        found = json.loads(Path(folder, "rank-0.json").read_text())
+    return Measured(**found)
 
 
-def _rank(rank: int, folder: str, mode: str, pairs: int, repeats: int) -> None:
+def _rank(rank: int, folder: str, pairs: int, repeats: int) -> None:
     torch.set_num_threads(1)
-    talking = mode == "together"
-    place = f"file://{folder}/rendezvous" + ("" if talking else f"-{rank}")
-    dist.init_process_group("gloo", init_method=place, rank=rank * talking, world_size=RANKS if talking else 1)
     model_cfg = BACKBONES["vit_small"]
-    cfg = Config(model=model_cfg)
     torch.manual_seed(0)
-    method = build_method(cfg, DualEncoder(model_cfg, clip_tokenizer(model_cfg.text.context)))
-    model = DistributedDataParallel(method) if talking else method
+    method = build_method(Config(model=model_cfg), DualEncoder(model_cfg, clip_tokenizer(model_cfg.text.context)))
     optimizer = build_optimizer(method, OptimConfig())
     batch, _ = make_batch(Setting("vit_small", pairs, bf16=False, device="cpu", threads=1, seed=rank), model_cfg)
 
-    def one_step() -> None:
+    def one_step(model: nn.Module) -> None:
         optimizer.zero_grad()
         backward(model, method, [lambda: batch], torch.manual_seed)
         optimizer.step()
 
-    parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    found = {"step": _median(one_step, repeats), "parameters": float(parameters)}
-    if talking:
-        found["message"] = _median(lambda: dist.all_reduce(torch.zeros(MESSAGE // FLOAT32)), repeats)
-        found["latency"] = _median(lambda: dist.all_reduce(torch.zeros(1)), 20 * repeats)
-    Path(folder, f"rank-{rank}.json").write_text(json.dumps(found))
+    alone = _median(lambda: one_step(method), repeats)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    model = DistributedDataParallel(method)
+    measured = Measured(
+        alone,
+        together=_median(lambda: one_step(model), repeats),
+        message=_median(lambda: dist.all_reduce(torch.zeros(MESSAGE // FLOAT32)), repeats),
+        latency=_median(lambda: dist.all_reduce(torch.zeros(1)), 20 * repeats),
+        parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
+    )
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps(asdict(measured)))
     dist.destroy_process_group()
 
 

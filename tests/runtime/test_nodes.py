@@ -141,7 +141,7 @@ def test_the_table_is_for_clusters_and_troubles(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(nodes, "survey", lambda output: [DATA])
     assert nodes.inspect(_config(), ahead_bytes=0.0) == []
     monkeypatch.setattr(nodes, "survey", lambda output: [_facts(DATA, shm_bytes=64 * MIB), TRAIN])
-    stages = Stages(Console(record=True, width=140, file=io.StringIO()), 1)
+    stages = Stages(Console(record=True, width=240, file=io.StringIO()), 1)
     stages.findings(nodes.inspect(_config(), ahead_bytes=0.0))
     shown = stages.console.export_text()
     assert "64 MiB at least" in shown and "docker --shm-size" in shown
