@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import re
@@ -69,9 +70,12 @@ def check(words: list[str]) -> None:
         return stop
 
     module = importlib.import_module(words[0])
+    parsers: list[tuple[Any, str]] = [(tyro, "cli"), (tyro.extras, "subcommand_cli_from_dict")]
+    if "argparse" in vars(module):  # it hands the rest on to CLIP_benchmark's own command line
+        parsers = [(argparse.ArgumentParser, "parse_known_args")]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tyro, "cli", stopping(tyro.cli))
-        patched.setattr(tyro.extras, "subcommand_cli_from_dict", stopping(tyro.extras.subcommand_cli_from_dict))
+        for owner, name in parsers:
+            patched.setattr(owner, name, stopping(getattr(owner, name)))
         try:
             code = module.main(words[1:])
         except _Parsed:
