@@ -16,6 +16,7 @@ import ray.train
 
 from ito_ray.data.position import within
 from ito_ray.data.tally import EntryReport, Tallies, Tally, added, to_json
+from ito_ray.runtime import snapshot
 
 JUDGE_AFTER_ROWS = 1000
 """Rows after which the share of bad ones is believed, if one pass is not shorter."""
@@ -190,4 +191,5 @@ class CommittedCallback(ray.train.UserCallback):
 
     def after_report(self, run_context: object, metrics: object, checkpoint: ray.train.Checkpoint | None) -> None:
         if checkpoint is not None:
+            snapshot.keep(Path(checkpoint.path).parent)
             ray.get(self._monitor.committed.remote(checkpoint.path))

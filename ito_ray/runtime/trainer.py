@@ -20,6 +20,7 @@ from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
+from ito_ray.runtime import snapshot
 from ito_ray.runtime.cluster import own_signals
 from ito_ray.runtime.launch import Launch, TokenizerFiles
 from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
@@ -45,9 +46,10 @@ class Trained:
 
 
 def latest_checkpoint(cfg: Config) -> Path | None:
-    """The checkpoint that rerunning the command would continue from."""
+    """The checkpoint that rerunning the command would continue from. Not to be asked of a run that goes on."""
     run_folder = Path(cfg.output).absolute() / cfg.name
-    if not (run_folder / "checkpoint_manager_snapshot.json").is_file():
+    snapshot.mend(run_folder)
+    if not (run_folder / snapshot.SNAPSHOT).is_file():
         return None
     found = ray.train.Result.from_path(str(run_folder)).checkpoint
     return Path(found.path) if found else None

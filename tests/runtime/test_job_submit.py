@@ -22,6 +22,7 @@ import pytest
 
 from ito_ray.config.load import to_yaml
 from ito_ray.runtime import trainer
+from ito_ray.runtime.snapshot import COPY
 from ito_ray.training.state import read_state
 from pipelines.command import LOG_WIDTH
 from tests.runtime.shards import small_config
@@ -123,7 +124,7 @@ def test_a_stopped_job_can_be_resumed_and_a_refused_one_says_why(
 
     def has_trained() -> bool:
         assert not head.ended(running), log()
-        return trainer.latest_checkpoint(cfg) is not None
+        return (Path(cfg.output) / cfg.name / COPY).is_file()
 
     _wait(has_trained, 240, log)
     _wait(lambda: {"ray_ito_step", "ray_ito_worker_starts_total"} <= _exported(head.metrics), 60, lambda: head.metrics)

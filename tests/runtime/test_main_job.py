@@ -38,6 +38,7 @@ from ito_ray.export.checks import check_manifest
 from ito_ray.runtime import job, trainer
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.preflight import plan_data
+from ito_ray.runtime.snapshot import COPY
 from ito_ray.tracking.registry import download, load
 from ito_ray.training.state import read_state
 from tests.data.makers import picture, write_tar
@@ -81,8 +82,8 @@ def _killed_between_checkpoints(cfg: Config, tmp: Path) -> None:
     with (tmp / "log-2.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
     deadline = time.monotonic() + 400
-    written = Path(cfg.output) / cfg.name / f"step-{CUT:08d}" / "state.json"
-    while not written.is_file() or (newest := trainer.latest_checkpoint(cfg)) is None or newest != written.parent:
+    listed = Path(cfg.output) / cfg.name / COPY  # whole at any time, unlike Ray's own list
+    while not listed.is_file() or f"step-{CUT:08d}" not in listed.read_text():
         assert process.poll() is None and time.monotonic() < deadline, (tmp / "log-2.txt").read_text()[-2000:]
         time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
