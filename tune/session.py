@@ -84,6 +84,7 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
             preflight.require_model(cfg, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
             book.open_session(_settings(cfg, options, space))
             cluster.connect(verbose=options.verbose)
+            preflight.require_resources(cfg)  # waits for the first trial's nodes, if told to
             capacity = require_capacity(Need.of(cfg, options.data_cpus), options.concurrent)
             stages.say(str(capacity))
             tracked = _open_parent(cfg, options, space, folder, data)
