@@ -30,7 +30,7 @@ submit: $(STAMP) ## a pipeline on the cluster of RAY_API_SERVER_ADDRESS: make su
 
 test: lint       ## what CI runs: formatting, types, import rules, all tests
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
-	@$(BIN)/python -m pytest -m slow -q --durations=15 -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -m slow -q --durations=15 -n 2 --dist loadfile
 
 test-fast: $(STAMP) ## the tests that start no Ray, server or process
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
