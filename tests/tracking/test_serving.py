@@ -57,7 +57,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     cfg = Config(name="run", output=str(tmp_path_factory.mktemp("runs")))
     run = open_run(cfg, recipe="tiny", dataset=dataset_identity("train", [], [("a.tar", 1)]), versions={}, git="abc")
     verified = Verified(made.folder, manifest_digest(folder_manifest(made.folder)), 1e-7)
-    register(verified, store=run.store, experiment="ito", model_name="served", alias="champion", run=run)
+    register(verified, store=run.store, experiment="ito", model_name="served", run=run)
     return Registered(made, run.store)
 
 
