@@ -27,6 +27,9 @@ from ito_ray.tracking.run import Store, refusals
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 LOCK = "-promotion-lock"
+TAKEN = {ErrorCode.Name(RESOURCE_ALREADY_EXISTS), ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)}
+"""What a registry says when the lock is there. "Does not exist": MLflow's SQL store was refused by the database, looked
+whom it had met, and found it just gone."""
 WAIT_SECONDS = 30.0
 """A move takes less than a second."""
 REPLACED = "ito.replaced"
@@ -177,7 +180,7 @@ def locked(registry: Registry, *, wait: float = WAIT_SECONDS) -> Iterator[None]:
             registry.client.create_registered_model(lock, tags, f"Taken at {utc_now()} while an alias moves.")
             break
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            if error.error_code not in TAKEN:
                 raise TrackingError(
                     f"The registry {registry.store.address} does not lock {registry.name!r}: {error.message}"
                 ) from error

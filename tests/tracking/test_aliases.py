@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
 from ito_ray.errors import TrackingError
 from ito_ray.tracking.aliases import (
@@ -120,6 +122,25 @@ def test_the_lock_is_held_by_one_and_let_go_after_an_error(store: Store) -> None
     with locked(registry, wait=0):
         assert unlock(registry)
     assert not unlock(registry)
+
+
+def test_a_lock_let_go_at_that_moment_is_taken_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow was refused by the database and looks whom it met; the other one lets go in between."""
+    registry = model(store, "gone", versions=1)
+    look = SqlAlchemyStore.get_registered_model
+    met: list[str] = []
+
+    def look_too_late(self: SqlAlchemyStore, name: str) -> RegisteredModel:
+        if not met:
+            met.append(name)
+            assert unlock(registry)
+        return look(self, name)
+
+    registry.client.create_registered_model("gone-promotion-lock", {"ito.lock.token": "theirs"})
+    monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", look_too_late)
+    with locked(registry, wait=5):
+        assert met == ["gone-promotion-lock"]
+        assert registry.client.get_registered_model(met[0]).tags["ito.lock.token"] != "theirs"
 
 
 def test_the_lock_of_another_is_not_let_go(store: Store) -> None:
