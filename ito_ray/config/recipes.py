@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from ito_ray.config.evaluation import EvalConfig
 from ito_ray.config.schema import (
     Config,
     DataConfig,
-    EvalConfig,
     FusionConfig,
     ImageTowerConfig,
     MethodConfig,
@@ -39,7 +39,7 @@ def cc12m_vitb16() -> Config:
         train=TrainConfig(
             steps=30 * 10_900_000 // 2048, global_batch=2048, workers=8, gpu=True, cpus_per_worker=2, log_every=100
         ),
-        eval=EvalConfig(every=5000, max_samples=5000),
+        eval=EvalConfig(every=5000, max_samples=5000, cpus=4),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,3 +53,10 @@ class Launch:
     """The driver's working folder, which relative paths of the configuration start from."""
     judged: bool = False
     """Whether the driver decides after each evaluation if training goes on."""
+    evaluator: bool = False
+    """Whether evaluations are made on resources of their own (`eval.cpus`)."""
+
+    def go_to_folder(self) -> None:
+        """Ray starts its processes in a folder of their own."""
+        if Path(self.folder).is_dir():
+            os.chdir(self.folder)

@@ -20,7 +20,7 @@ from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
-from ito_ray.runtime import snapshot
+from ito_ray.runtime import preflight, snapshot
 from ito_ray.runtime.cluster import own_signals
 from ito_ray.runtime.launch import Launch, TokenizerFiles
 from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
@@ -143,14 +143,15 @@ def _trainer(
     cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle, *, judged: bool
 ) -> TorchTrainer:
     count = entries_needed(cfg, data.rows_per_entry)
-    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged)
+    evaluator = not judged and preflight.has_evaluator(cfg)
+    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged, evaluator)
     stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
     resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     return TorchTrainer(
         train_worker,
         train_loop_config={"launch": launch},
         datasets={"train": stream},
-        dataset_config=DataConfig(execution_options=execution_options(cfg)),
+        dataset_config=DataConfig(execution_options=execution_options(cfg, evaluator=evaluator)),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2 has label_selector
             num_workers=cfg.train.workers,
             use_gpu=cfg.train.gpu,
@@ -174,10 +175,18 @@ def bytes_ahead(cfg: Config) -> float:
     return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
 
 
-def execution_options(cfg: Config) -> ExecutionOptions:
-    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
-    limit = ExecutionResources(object_store_memory=bytes_ahead(cfg))
-    return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
+def execution_options(cfg: Config, *, evaluator: bool = False) -> ExecutionOptions:
+    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large.
+
+    Args:
+        evaluator: leave an evaluator its CPUs.
+    """
+    return ExecutionOptions(
+        preserve_order=True,
+        resource_limits=ExecutionResources(object_store_memory=bytes_ahead(cfg)),
+        exclude_resources=ExecutionResources(cpu=cfg.eval.cpus) if evaluator else None,
+        label_selector=cfg.data.node_labels or None,
+    )
 
 
 def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event) -> None:
