@@ -137,6 +137,7 @@ class LiveEvaluation:
             self._keep()
 
     def _start(self) -> None:
+        """Before the first batch is asked for: Ray Data then finds the evaluator's CPUs taken, and not the reverse."""
         cfg = self._launch.cfg
         remote = cast(Any, ray.remote(num_cpus=cfg.eval.cpus, num_gpus=int(cfg.eval.gpu), max_restarts=0)(Evaluator))
         self._evaluator = remote.remote(self._launch)

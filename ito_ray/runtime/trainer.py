@@ -151,7 +151,7 @@ def _trainer(
         train_worker,
         train_loop_config={"launch": launch},
         datasets={"train": stream},
-        dataset_config=DataConfig(execution_options=execution_options(cfg, evaluator=evaluator)),
+        dataset_config=DataConfig(execution_options=execution_options(cfg)),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2 has label_selector
             num_workers=cfg.train.workers,
             use_gpu=cfg.train.gpu,
@@ -175,18 +175,10 @@ def bytes_ahead(cfg: Config) -> float:
     return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
 
 
-def execution_options(cfg: Config, *, evaluator: bool = False) -> ExecutionOptions:
-    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large.
-
-    Args:
-        evaluator: leave an evaluator its CPUs.
-    """
-    return ExecutionOptions(
-        preserve_order=True,
-        resource_limits=ExecutionResources(object_store_memory=bytes_ahead(cfg)),
-        exclude_resources=ExecutionResources(cpu=cfg.eval.cpus) if evaluator else None,
-        label_selector=cfg.data.node_labels or None,
-    )
+def execution_options(cfg: Config) -> ExecutionOptions:
+    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
+    limit = ExecutionResources(object_store_memory=bytes_ahead(cfg))
+    return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
 
 
 def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event) -> None:
