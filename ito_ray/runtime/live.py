@@ -1,8 +1,8 @@
 """Evaluation while training: by an evaluator with resources of its own, or by rank 0 while the others wait.
 
 The evaluator gets a copy of the weights and training goes on. One evaluation is under way at a time: the next one, and
-the next checkpoint of a later step, wait for it. A checkpoint of its own step does not, but notes that it was under way,
-so whoever resumes from there makes it again from the same weights: no point of the curve is lost or there twice.
+a checkpoint of a later step, wait for it. A checkpoint of its own step does not, but notes that it was under way, so
+whoever resumes from there makes it again from the same weights: no point of the curve is lost or there twice.
 """
 
 from __future__ import annotations

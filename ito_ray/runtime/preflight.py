@@ -128,7 +128,7 @@ def has_evaluator(cfg: Config) -> bool:
 
 
 def no_room_for_evaluator(cfg: Config) -> str:
-    """What the cluster lacks for the evaluator of `eval.cpus`, beside training and a CPU for Ray Data; "" if nothing."""
+    """What the cluster lacks for an evaluator beside training and a CPU for Ray Data; empty if nothing."""
     total, wanted = ray.cluster_resources(), cfg.eval.cpus
     free = total.get("CPU", 0.0) - cfg.train.workers * cfg.train.cpus_per_worker - 1
     gpus = total.get("GPU", 0.0) - cfg.train.workers * cfg.train.gpu

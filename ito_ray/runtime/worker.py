@@ -97,9 +97,7 @@ def _train(launch: Launch) -> None:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
-    hooks = loop.Hooks(
-        report, live.evaluate, save, at_end=launch.judged or live.chooses, with_checkpoint=live.chooses
-    )
+    hooks = loop.Hooks(report, live.evaluate, save, at_end=launch.judged or live.chooses, with_checkpoint=live.chooses)
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
 
 

@@ -21,7 +21,6 @@ from ito_ray.losses.gather import world_size
 from ito_ray.methods.base import Method
 from ito_ray.models.blocks import repeated_blocks
 
-
 T = TypeVar("T")
 
 

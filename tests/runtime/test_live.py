@@ -1,6 +1,6 @@
-"""Evaluations that are under way while training goes on, killed after any step: the curve is the one made while waiting.
+"""Evaluations under way while training goes on, killed after any step: the curve is the one made while waiting.
 
-Ray is played by `_Ray`, in which an evaluator's numbers are made when somebody asks for them, as late as can be.
+Ray is played by `_Ray`, in which an evaluator's numbers are made at once, or when somebody asks: as late as can be.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class _Late:
 class _Ray:
     """As much of ray as `live` uses."""
 
-    def __init__(self, lost_after: int | None) -> None:
+    def __init__(self, *, at_once: bool = False, lost_after: int | None = None) -> None:
+        self.at_once = at_once
         self.lost_after = lost_after
 
     def remote(self, **resources: object) -> Callable[[type], Any]:
@@ -57,10 +58,14 @@ class _Ray:
             found: dict[str, float] = made[0].measure(done, weights.make())
             return found
 
-        return SimpleNamespace(
-            ready=SimpleNamespace(remote=lambda: _Late(lambda: None)),
-            measure=SimpleNamespace(remote=lambda done, weights: _Late(lambda: measure(done, weights))),
-        )
+        def begin(done: int, weights: _Late) -> _Late:
+            if not self.at_once:
+                return _Late(lambda: measure(done, weights))
+            found = measure(done, weights)
+            return _Late(lambda: found)
+
+        ready = SimpleNamespace(remote=lambda: _Late(lambda: None))
+        return SimpleNamespace(ready=ready, measure=SimpleNamespace(remote=begin))
 
     @staticmethod
     def put(value: object) -> _Late:
@@ -152,9 +157,7 @@ def _train(cfg: Config, monitor: _Monitor, *, evaluator: bool, kill_after: int |
         made_with = cfg.model_dump(mode="json")
         folder = run / best.name_of(done)
         folder.mkdir()
-        checkpoint.save(
-            folder, learner, State(done, {}, made_with, "plan", [], {}, curve, under_way, lively.stopped)
-        )
+        checkpoint.save(folder, learner, State(done, {}, made_with, "plan", [], {}, curve, under_way, lively.stopped))
         for old in sorted(run.glob("step-*"))[:-2]:
             shutil.rmtree(old)
         lively.after_checkpoint(done)
@@ -195,13 +198,14 @@ def _shipped(cfg: Config) -> bytes:
 
 
 @pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("kill_after", range(1, STEPS))
 def test_killed_after_any_step_the_curve_is_the_inline_one(
-    kill_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kill_after: int, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, ended, weights = _inline(tmp_path / "inline")
     assert [step for step, _ in expected] == [2, 4, 6, 8, 9]
-    monkeypatch.setattr(live, "ray", _Ray(lost_after=None))
+    monkeypatch.setattr(live, "ray", _Ray(at_once=at_once))
     monitor, cfg = _Monitor(), _config(tmp_path, cpus=1)
     with pytest.raises(_Kill):
         _train(cfg, monitor, evaluator=True, kill_after=kill_after)
@@ -212,9 +216,7 @@ def test_killed_after_any_step_the_curve_is_the_inline_one(
 
 
 @pytest.mark.usefixtures("numbers")
-def test_rank_0_takes_over_from_an_evaluator_that_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rank_0_takes_over_from_an_evaluator_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _, weights = _inline(tmp_path / "inline")
     monkeypatch.setattr(live, "ray", _Ray(lost_after=2))
     monitor, cfg = _Monitor(), _config(tmp_path, cpus=1)
@@ -229,7 +231,7 @@ def test_training_ends_without_improvement_and_stays_ended(
     evaluator: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An evaluator's number is heard at the next evaluation: one later than inline."""
-    monkeypatch.setattr(live, "ray", _Ray(lost_after=None))
+    monkeypatch.setattr(live, "ray", _Ray())
     monitor, cfg = _Monitor(), _config(tmp_path, cpus=float(evaluator), patience=1, min_improvement=1.0)
     state = _train(cfg, monitor, evaluator=evaluator)
     assert state.step == (6 if evaluator else 4) and state.stopped

@@ -1,7 +1,7 @@
 """The main job, from shards to the registry, on real Ray, real MLflow and real processes, killed on the way.
 
-Two sources, bad samples, micro-batches and evaluations beside training; killed while two workers share the weights, resumed by
-one with whole copies: every sample once, every row accounted for, one unbroken curve, and the model that was trained.
+Two sources, bad samples, micro-batches and evaluations beside training; killed while two workers share the weights,
+resumed by one with whole copies: every sample once, every row accounted for, one unbroken curve, and the best model.
 """
 
 from __future__ import annotations

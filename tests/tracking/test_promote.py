@@ -14,8 +14,8 @@ import torch
 from mlflow.artifacts import download_artifacts
 from PIL import Image
 
-from ito_ray.config.gate import Gate
 from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.gate import Gate
 from ito_ray.config.schema import Config, DataConfig
 from ito_ray.errors import ConfigError, TrackingError
 from ito_ray.evaluation.encoder import Embeddings, FolderEncoder

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ito_ray.config.schema import Config
-from ito_ray.errors import UnreadableError
 from ito_ray.data.tokens import train_wordpiece
+from ito_ray.errors import UnreadableError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.training import spare
