@@ -108,7 +108,6 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
             newest, training = _train(cfg, recipe, data, folder, tracked, stages)
             chosen, ended = best.choose(cfg, newest), read_state(newest)
             stopped = stopped_early(cfg, ended)
-            tracked.set_tags({"ito.stopped": stopped or "finished", "ito.shipped": chosen.why})
             if stopped:
                 stages.say(stopped)
             stages.say(f"the checkpoint that ships: {chosen.why}")
@@ -125,6 +124,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
             page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
             verified = with_origin(verified, _origin(cfg, training, report, identity.digest, chosen))
         with stages.stage("Register the encoder"):
+            tracked.set_tags({"ito.stopped": stopped or "finished", "ito.shipped": chosen.why})
             registered = _register(cfg, verified, report, tracked, identity.digest, chosen, ended.step)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
