@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ito_ray.config.schema import Config
-from ito_ray.training.selection import criterion
+from ito_ray.training.selection import criterion, stopped_early
 from ito_ray.training.state import read_state
 
 FOLDER = "best"
@@ -31,6 +31,10 @@ class Chosen:
     step: int
     why: str
     """For people."""
+    ended: int
+    """Steps after which training ended."""
+    stopped: str
+    """Why it ended before `train.steps`; empty if it did not."""
 
 
 def keep(run: Path, steps: Collection[int]) -> None:
@@ -68,19 +72,23 @@ def choose(cfg: Config, newest: Path) -> Chosen:
         newest: its last checkpoint, which knows the curve.
     """
     state, rule = read_state(newest), criterion(cfg)
+    kept = newest.parent / FOLDER
+
+    def chosen(folder: Path, step: int, why: str) -> Chosen:
+        return Chosen(folder, step, why, state.step, stopped_early(cfg, state))
+
     last = f"the last, after {state.step:,} steps"
     if rule is None:
-        return Chosen(newest, state.step, last)
+        return chosen(newest, state.step, last)
     best = rule.best(state.curve)
     if best is None:
-        return Chosen(newest, state.step, f"{last}: none has a value of {rule.metric}")
+        return chosen(newest, state.step, f"{last}: none has a value of {rule.metric}")
     step, value = best
     found = f"best of {len(state.curve)} by {rule.metric}, {value:.4f}"
     if cfg.eval.ship == "last":
-        return Chosen(newest, state.step, f"{last}, as eval.ship asks; after {step:,}: {found}")
+        return chosen(newest, state.step, f"{last}, as eval.ship asks; after {step:,}: {found}")
     if step == state.step:
-        return Chosen(newest, step, f"{last}, which is the {found}")
-    folder = newest.parent / FOLDER / name_of(step)
-    if not folder.is_dir():
-        return Chosen(newest, state.step, f"{last}: the {found}, after {step:,}, is no longer in {FOLDER}/")
-    return Chosen(folder, step, f"after {step:,} of {state.step:,} steps, the {found}")
+        return chosen(newest, step, f"{last}, which is the {found}")
+    if not (kept / name_of(step)).is_dir():
+        return chosen(newest, state.step, f"{last}: the {found}, after {step:,}, is no longer in {FOLDER}/")
+    return chosen(kept / name_of(step), step, f"after {step:,} of {state.step:,} steps, the {found}")

@@ -72,8 +72,6 @@ class Outcome:
     page: Path
     run: TrackedRun
     chosen: best.Chosen
-    stopped: str
-    """Why training ended early; empty if it did not."""
 
 
 def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> Outcome:
@@ -106,11 +104,8 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
             newest, training = _train(cfg, recipe, data, folder, tracked, stages)
-            chosen, ended = best.choose(cfg, newest), read_state(newest)
-            stopped = stopped_early(cfg, ended)
-            if stopped:
-                stages.say(stopped)
-            stages.say(f"the checkpoint that ships: {chosen.why}")
+            chosen = best.choose(cfg, newest)
+            stages.say(f"{chosen.stopped}{'; ' if chosen.stopped else ''}the checkpoint that ships: {chosen.why}")
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
             verified = _export(encoder, tokenizer, chosen.folder, folder)
             stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
@@ -120,18 +115,18 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 cfg,
                 thumbnail=THUMBNAIL,
             )
-            tracked.log(ended.step, {f"final/{name}": value for name, value in report.metrics().items()})
+            tracked.log(chosen.ended, {f"final/{name}": value for name, value in report.metrics().items()})
             page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
             verified = with_origin(verified, _origin(cfg, training, report, identity.digest, chosen))
         with stages.stage("Register the encoder"):
-            tracked.set_tags({"ito.stopped": stopped or "finished", "ito.shipped": chosen.why})
-            registered = _register(cfg, verified, report, tracked, identity.digest, chosen, ended.step)
+            tracked.set_tags({"ito.stopped": chosen.stopped or "finished", "ito.shipped": chosen.why})
+            registered = _register(cfg, verified, report, tracked, identity.digest, chosen)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
         tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracked.finish()
-    return Outcome(verified.folder, registered, report, verified, training, page, tracked, chosen, stopped)
+    return Outcome(verified.folder, registered, report, verified, training, page, tracked, chosen)
 
 
 def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder: DualEncoder) -> None:
@@ -275,13 +270,9 @@ def _origin(cfg: Config, training: Training, report: Report, digest: str, chosen
 
 
 def _register(
-    cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str, chosen: best.Chosen, ended: int
+    cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str, chosen: best.Chosen
 ) -> Registered:
-    """A new version, unless this very encoder is one already: running the job again is safe.
-
-    Args:
-        ended: the last step of training, at which the run has the numbers of the report.
-    """
+    """A new version, unless this very encoder is one already: running the job again is safe."""
     name = cfg.tracking.model_name
     if known := find(verified.digest, store=tracked.store, model_name=name):
         return known
@@ -300,7 +291,7 @@ def _register(
         model_name=name,
         alias=cfg.tracking.alias,
         run=tracked,
-        step=ended,
+        step=chosen.ended,  # where the run's own points of these metrics are
         metrics={f"final/{name}": value for name, value in report.metrics().items()},
         measured_on={f"final/{kind}/": data for kind, data in evaluation_sets(cfg).items()},
         tags=tags,

@@ -67,17 +67,20 @@ def test_what_ships_and_why(tmp_path: Path) -> None:
     best.keep(tmp_path, {10})
     found = f"best of 4 by {R1}, 0.6000"
 
-    shipped = best.choose(_config(), newest)
-    assert shipped == best.Chosen(tmp_path / "best" / "step-00000010", 10, f"after 10 of 20 steps, the {found}")
-    assert best.choose(_config(ship="last"), newest) == best.Chosen(
-        newest, 20, f"the last, after 20 steps, as eval.ship asks; after 10: {found}"
+    def chosen(folder: Path, **evaluation: object) -> tuple[Path, int, str]:
+        found = best.choose(_config(**evaluation), folder)
+        assert (found.ended, found.stopped) == (int(folder.name[5:]), "")
+        return found.folder, found.step, found.why
+
+    assert chosen(newest) == (tmp_path / "best" / "step-00000010", 10, f"after 10 of 20 steps, the {found}")
+    assert chosen(newest, ship="last") == (
+        newest,
+        20,
+        f"the last, after 20 steps, as eval.ship asks; after 10: {found}",
     )
-    assert best.choose(_config(best=""), newest) == best.Chosen(newest, 20, "the last, after 20 steps")
+    assert chosen(newest, best="") == (newest, 20, "the last, after 20 steps")
     shutil.rmtree(tmp_path / "best")
-    assert best.choose(_config(), newest) == best.Chosen(
-        newest, 20, f"the last, after 20 steps: the {found}, after 10, is no longer in best/"
-    )
-    assert best.choose(_config(), _checkpoint(tmp_path, 30, [])).why.endswith(f"none has a value of {R1}")
-    assert best.choose(_config(), _checkpoint(tmp_path, 40, [(40, 0.7)])) == best.Chosen(
-        tmp_path / "step-00000040", 40, f"the last, after 40 steps, which is the best of 1 by {R1}, 0.7000"
-    )
+    assert chosen(newest) == (newest, 20, f"the last, after 20 steps: the {found}, after 10, is no longer in best/")
+    assert chosen(_checkpoint(tmp_path, 30, []))[2] == f"the last, after 30 steps: none has a value of {R1}"
+    latest = _checkpoint(tmp_path, 40, [(40, 0.7)])
+    assert chosen(latest) == (latest, 40, f"the last, after 40 steps, which is the best of 1 by {R1}, 0.7000")
