@@ -42,7 +42,7 @@ class Criterion:
 
     def ran_out(self, curve: Sequence[Point]) -> Point | None:
         """The improvement after which patience ran out; None while it lasts. What comes later does not change it."""
-        if not self.patience:
+        if not self.patience or not curve:
             return None
         at = {step: number for number, (step, _) in enumerate(curve)}
         improved = list(self.improvements(curve))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,8 +100,8 @@ def _number(weights: bytes) -> dict[str, float]:
     return {METRIC: int.from_bytes(hashlib.sha256(weights).digest()[:2], "big") / 2**16}
 
 
-@pytest.fixture
-def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def numbers() -> Iterator[None]:
     """Numbers from the weights instead of data."""
 
     class Spare:
@@ -110,9 +110,11 @@ def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         def measure(self, weights: bytes, *, needed: bool = False) -> dict[str, float]:
             return _number(weights)
 
-    monkeypatch.setattr(live, "Spare", Spare)
-    monkeypatch.setattr(live, "load_tokenizer", lambda folder: None)
-    monkeypatch.setattr(live, "measure", lambda encoder, *_, needed: _number(spare.take(encoder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "Spare", Spare)
+        patch.setattr(live, "load_tokenizer", lambda folder: None)
+        patch.setattr(live, "measure", lambda encoder, *_, needed: _number(spare.take(encoder)))
+        yield
 
 
 def _config(tmp: Path, **evaluation: object) -> Config:
@@ -177,9 +179,13 @@ def _curve(monitor: _Monitor) -> list[tuple[int, dict[str, float]]]:
     return curve
 
 
-def _inline(tmp: Path, **evaluation: object) -> tuple[list[tuple[int, dict[str, float]]], State, bytes]:
-    tmp.mkdir()
-    monitor, cfg = _Monitor(), _config(tmp, **evaluation)
+Outcome = tuple[list[tuple[int, dict[str, float]]], State, bytes]
+
+
+@pytest.fixture(scope="module")
+def inline(numbers: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What an undisturbed run gives in which training waits for its evaluations."""
+    monitor, cfg = _Monitor(), _config(tmp_path_factory.mktemp("inline"))
     state = _train(cfg, monitor, evaluator=False)
     return _curve(monitor), state, _shipped(cfg)
 
@@ -197,13 +203,12 @@ def _shipped(cfg: Config) -> bytes:
     return weights
 
 
-@pytest.mark.usefixtures("numbers")
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("kill_after", range(1, STEPS))
 def test_killed_after_any_step_the_curve_is_the_inline_one(
-    kill_after: int, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kill_after: int, at_once: bool, inline: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, ended, weights = _inline(tmp_path / "inline")
+    expected, ended, weights = inline
     assert [step for step, _ in expected] == [2, 4, 6, 8, 9]
     monkeypatch.setattr(live, "ray", _Ray(at_once=at_once))
     monitor, cfg = _Monitor(), _config(tmp_path, cpus=1)
@@ -215,9 +220,10 @@ def test_killed_after_any_step_the_curve_is_the_inline_one(
     assert _shipped(cfg) == weights
 
 
-@pytest.mark.usefixtures("numbers")
-def test_rank_0_takes_over_from_an_evaluator_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, _, weights = _inline(tmp_path / "inline")
+def test_rank_0_takes_over_from_an_evaluator_that_is_lost(
+    inline: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _, weights = inline
     monkeypatch.setattr(live, "ray", _Ray(lost_after=2))
     monitor, cfg = _Monitor(), _config(tmp_path, cpus=1)
     _train(cfg, monitor, evaluator=True)
@@ -225,7 +231,6 @@ def test_rank_0_takes_over_from_an_evaluator_that_is_lost(tmp_path: Path, monkey
     assert [step for step, values in monitor.points if live.LOST in values] == [4], "once, and not in silence"
 
 
-@pytest.mark.usefixtures("numbers")
 @pytest.mark.parametrize("evaluator", [False, True])
 def test_training_ends_without_improvement_and_stays_ended(
     evaluator: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

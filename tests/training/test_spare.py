@@ -35,7 +35,7 @@ def _learner(cfg: Config, tokenizer: Any) -> Learner:
 def _step(learner: Learner, done: int) -> None:
     with torch.no_grad():
         for parameter in learner.method.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     learner.averaged(done)
 
 
