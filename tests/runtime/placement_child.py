@@ -27,10 +27,9 @@ from ito_ray.runtime.stream import EntryReader, open_stream
 from ito_ray.runtime.trainer import execution_options, start_monitor
 from tests.runtime.shards import caption, small_config
 
-
 CPUS = 2
-"""Of each node. Ray's autoscaling coordinator hands out whole CPUs of what is left beside those that Ray Train asked for:
-of one it leaves none for as long as it remembers a trainer that has ended."""
+"""Of each node. Beside what Ray Train asked for, Ray's autoscaling coordinator hands out whole CPUs to Ray Data: of one
+CPU it leaves none for as long as it remembers a trainer that has ended."""
 
 
 def _config(folder: Path, pool: str, **train: Any) -> Config:
