@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ito_ray.config.schema import Config
 from ito_ray.runtime.monitor import MonitorHandle
@@ -60,3 +61,10 @@ class Launch:
         """Ray starts its processes in a folder of their own."""
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
+
+
+def train_worker(given: dict[str, Any]) -> None:
+    """What Ray Train calls in its workers. Who only asks for them (a trial's driver) does not import torch and timm."""
+    from ito_ray.runtime import worker
+
+    worker.train_worker(given)

@@ -18,9 +18,7 @@ from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.sources import open_labelled, open_pairs
-from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.models.text_tower import pretrained_folder
-from ito_ray.training.selection import criterion
+from ito_ray.models.pretrained import pretrained_folder
 
 ENTRIES_PROBED = 8
 """Entries of the plan that are searched for a readable sample before the run is refused."""
@@ -114,6 +112,8 @@ def require_evaluation(cfg: Config) -> None:
     Raises:
         ConfigError: nothing to evaluate on, or an `eval.best` that the evaluations do not give.
     """
+    from ito_ray.training.selection import criterion  # torch: not for a trial's driver
+
     if not cfg.data.heldout and not cfg.eval.zero_shot:
         raise ConfigError(
             "data.heldout and eval.zero_shot are both empty, so nothing could be said of what is trained: give shards "
@@ -191,12 +191,3 @@ def _captions(cfg: Config, plan: ShardPlan) -> Iterator[str]:
         for piece in plan.entry(entry):
             for row in read_patiently(piece, cfg.data.columns):
                 yield from row.captions
-
-
-def require_model(cfg: Config, tokenizer: Any) -> DualEncoder:
-    """Build the towers once in the driver: a wrong name or argument shows here and not on every worker.
-
-    Raises:
-        ConfigError: a tower that cannot be built.
-    """
-    return DualEncoder(cfg.model, tokenizer)

@@ -22,11 +22,10 @@ from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime import preflight, snapshot
 from ito_ray.runtime.cluster import own_signals
-from ito_ray.runtime.launch import Launch, TokenizerFiles
+from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
 from ito_ray.runtime.stream import StreamFactory, entries_needed
-from ito_ray.runtime.worker import train_worker
 from ito_ray.training.state import State, read_state, require_same_run
 
 POLL_SECONDS = 0.5
