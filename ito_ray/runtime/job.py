@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ito_ray.config.schema import Config
 from ito_ray.data import quarantine
+from ito_ray.errors import TrackingError
 from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
@@ -27,12 +28,15 @@ from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
 from ito_ray.tracking.run import TrackedRun, open_run
 from ito_ray.training import checkpoint
 
 STAGES = 5
+FAREWELL_SECONDS = 5.0
+"""How long a run that fails or is stopped waits until MLflow knows."""
 THUMBNAIL = 160
 """Pixels of the pictures in the gallery."""
 
@@ -95,11 +99,12 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         stages.findings(nodes.inspect(cfg, ahead_bytes=trainer.bytes_ahead(cfg)))
         identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
+        outbox = Outbox(tracked, folder / JOURNAL)
         _describe(stages, cfg, data, encoder)
 
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
-            newest, training = _train(cfg, recipe, data, folder, tracked, stages)
+            newest, training = _train(cfg, recipe, data, folder, outbox, stages)
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
             verified = _export(encoder, tokenizer, newest, folder)
             stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
@@ -109,15 +114,19 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 cfg,
                 thumbnail=THUMBNAIL,
             )
-            page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
+            page = _show(cfg, report, verified.folder, folder / "evaluation", outbox)
             verified = with_origin(verified, _origin(cfg, training, report, identity.digest))
         with stages.stage("Register the encoder"):
+            if outbox.trouble:
+                stages.say(f"waiting for {tracked.store.address}: {outbox.trouble}")
+            outbox.require_delivered()
             registered = _register(cfg, verified, report, tracked, identity.digest)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
-        tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", patience=FAREWELL_SECONDS)
         raise
-    tracked.finish()
+    if not outbox.finish():
+        raise TrackingError(outbox.complaint())
     return Outcome(verified.folder, registered, report, verified, training, page, tracked)
 
 
@@ -142,11 +151,11 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
 
 
 def _train(
-    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
+    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, outbox: Outbox, stages: Stages
 ) -> tuple[Path, Training]:
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
-    newest = trainer.latest_checkpoint(cfg)
+    newest = trainer.latest_checkpoint(cfg, stages.say)
     if newest and record.is_file() and trainer.resumable_state(cfg, data.plan, newest).step >= cfg.train.steps:
         stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
         return newest, Training(**json.loads(record.read_text("utf-8")))
@@ -155,18 +164,18 @@ def _train(
     with TrainingLine(stages.console, cfg.train.steps) as line:
 
         def on_metrics(step: int, metrics: dict[str, float]) -> None:
-            tracked.log(step, metrics)
+            outbox.log(step, metrics)
             line.update(step, metrics)
             meter.add(metrics)
 
         try:
-            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
+            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics, tell=stages.say)
         finally:
-            _keep_quarantine(folder, tracked, stages)
+            _keep_quarantine(folder, outbox, stages)
     stages.table(trained.accounts)
     for name, account in trained.accounts.items():
         numbers = {**account.metrics(), "fraction": account.fraction}
-        tracked.log(cfg.train.steps, {f"data/{name}/{key}": value for key, value in numbers.items()})
+        outbox.log(cfg.train.steps, {f"data/{name}/{key}": value for key, value in numbers.items()})
     accounts = trained.accounts.values()
     training = Training(
         time.perf_counter() - started,
@@ -182,11 +191,11 @@ def _train(
     return trained.checkpoint, training
 
 
-def _keep_quarantine(folder: Path, tracked: TrackedRun, stages: Stages) -> None:
+def _keep_quarantine(folder: Path, outbox: Outbox, stages: Stages) -> None:
     """All dropped rows as one file, in the run's folder and in MLflow."""
     target = folder / quarantine.MERGED
     if reasons := quarantine.merge(folder / quarantine.FOLDER, target):
-        tracked.log_file(target)
+        outbox.log_file(target)
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         stages.say(f"dropped samples are listed in {target}: {listed}")
 
@@ -204,6 +213,8 @@ class _Meter:
     def rates(self) -> tuple[float, float]:
         """(samples per second, share of time waiting for data)."""
         steady = self._seen[1:] or self._seen
+        if not steady:  # the driver before us was killed between the last step and training.json
+            return 0.0, 0.0
         seconds = [1 / one["train/samples_per_second"] for one in steady]
         waited = [one["train/data_wait_share"] * duration for one, duration in zip(steady, seconds, strict=True)]
         return len(steady) / sum(seconds), sum(waited) / sum(seconds)
@@ -221,15 +232,15 @@ def _export(encoder: DualEncoder, tokenizer: Any, source: Path, folder: Path) ->
         return verify(exported, reference, process)
 
 
-def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: TrackedRun) -> Path:
+def _show(cfg: Config, report: Report, encoder: Path, out: Path, outbox: Outbox) -> Path:
     """Pictures and page into the run's folder and to MLflow; the final numbers as points at the last step."""
-    tracked.log(cfg.train.steps, {f"final/{name}": value for name, value in report.metrics().items()})
+    outbox.log(cfg.train.steps, {f"final/{name}": value for name, value in report.metrics().items()})
     usage = f'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("{encoder}")'
     dataset = ", ".join((*cfg.data.heldout, *cfg.eval.zero_shot))
     title = f"{cfg.tracking.model_name}: {cfg.name}"
     page = write_files(report, out, title=title, usage=usage, dataset=dataset)
     for path in sorted(out.iterdir()):
-        tracked.log_file(path, "evaluation")
+        outbox.log_file(path, "evaluation")
     return page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -63,7 +64,9 @@ def _train(launch: Launch) -> None:
     learner = build_learner(cfg, method)
 
     step, position = 0, Position()
-    if latest := ray.train.get_checkpoint():
+    latest = ray.train.get_checkpoint()
+    assert ray.get(launch.monitor.checkpoint.remote()) == (latest.path if latest else ""), "where the stream goes on"
+    if latest:
         with latest.as_directory() as folder:
             state = read_state(Path(folder))
             checkpoint.load(Path(folder), learner)
@@ -104,6 +107,8 @@ def _train(launch: Launch) -> None:
             consumed = position.to_json()
             kept = ray.get(launch.monitor.settle.remote(_name(done), consumed["complete"]))
             state = State(done, consumed, cfg.model_dump(mode="json"), launch.plan, kept.metrics, kept.tallies)
+        if rank == 0:  # before any rank writes there: what a worker that was killed had begun
+            shutil.rmtree(Path(launch.folder, cfg.output, cfg.name, _name(done)), ignore_errors=True)
         _save(done, learner, state)
         if rank == 0:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
