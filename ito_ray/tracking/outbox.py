@@ -25,6 +25,7 @@ JOURNAL = "tracking.jsonl"
 RETRY_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
 """How long the end of a run waits for a server that is away."""
+POLL_SECONDS = 0.1
 STEPS_PER_CALL = 100
 
 Item = dict[str, Any]
@@ -62,16 +63,23 @@ class Outbox:
     def finish(self, status: Status = "FINISHED", *, patience: float = PATIENCE_SECONDS) -> bool:
         """Mark the run as ended, after all else; whether everything has arrived within `patience` seconds."""
         self._put({"status": status})
-        return self._arrived(patience)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._items, patience)
 
     def require_delivered(self, patience: float = PATIENCE_SECONDS) -> None:
-        """Wait until everything has arrived.
+        """Wait until everything has arrived, as long as it takes while nothing fails.
 
         Raises:
-            TrackingError: it has not within `patience` seconds; says what waits where, and why.
+            TrackingError: the server is still away after `patience` seconds; says what waits where, and why.
         """
-        if not self._arrived(patience):
-            raise TrackingError(self.complaint())
+        deadline = time.monotonic() + patience
+        with self._changed:
+            while not self._changed.wait_for(lambda: not self._items, POLL_SECONDS):
+                if self._error and time.monotonic() > deadline:
+                    break
+            else:
+                return
+        raise TrackingError(self.complaint())
 
     def complaint(self) -> str:
         """What could not be delivered, why, and how to deliver it."""
@@ -97,10 +105,6 @@ class Outbox:
                     file.write(json.dumps(item) + "\n")
             self._items.append(item)
             self._changed.notify_all()
-
-    def _arrived(self, patience: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._items, patience)
 
     def _deliver(self) -> None:
         while True:
