@@ -44,7 +44,7 @@ from ito_ray.tracking.run import resolve_store
 from ito_ray.training.manifest import damage
 from pipelines.command import exit_code
 from tests.runtime.shards import small_config
-from tests.tracking.servers import free_port, mlflow_server
+from tests.tracking.servers import free_port, kill, mlflow_server
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS, EVERY, PACE = 60, 10, 0.25
@@ -210,8 +210,7 @@ def server_away(*, for_good: bool) -> Fault:
             command.start()
             command.hit_at(step)
             moment = time.time()
-            server.kill()
-            server.wait()
+            kill(server)
         if not for_good:
             time.sleep(AWAY_SECONDS)
         elif (code := command.ended()) != 2 or "run the same command" not in command.tail():

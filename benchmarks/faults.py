@@ -72,10 +72,10 @@ class Scene:
         if not (self.folder / COPY).is_file():
             return None
         latest = json.loads((self.folder / COPY).read_text())["latest_checkpoint_result"]
-        return self.folder / latest["checkpoint_dir_name"]
+        return self.folder / str(latest["checkpoint_dir_name"])
 
 
-def until(found: Callable[[], T], what: str, patience: float = PATIENCE, pause: float = 0.1) -> T:
+def until(found: Callable[[], T | None], what: str, patience: float = PATIENCE, pause: float = 0.1) -> T:
     """What `found` returns as soon as it is true; asked every `pause` seconds."""
     deadline = time.monotonic() + patience
     while not (value := found()):
@@ -93,7 +93,7 @@ def kill_training_worker(scene: Scene) -> None:
 
 def kill_data_worker(scene: Scene) -> None:
     """kill -9 of a process that is making samples."""
-    scene.one("ray::MapBatches").kill()
+    scene.one("ray::ReadRange").kill()
 
 
 def kill_coordinator(scene: Scene) -> None:

@@ -175,14 +175,20 @@ def _attempt(
         with suppress(RayActorError):
             ray.get(monitor.flush.remote())
     if failure:
-        raise _explained(failure, cfg, monitor) from failure
+        try:
+            raise _explained(failure, cfg, monitor) from failure
+        finally:  # its traceback holds this frame, and the controller with all its actors: they must end now
+            failure = None
     if _fatal(monitor) is None:
         raise _Lost(MONITOR_LOST)
     relay.result()  # raises what on_metrics raised: no metric is lost in silence
     news: News = ray.get(monitor.drain.remote(0))
     if news.fatal:
         raise DataError(news.fatal)
-    finished = latest_checkpoint(cfg, tell)
+    damaged: list[str] = []
+    finished = latest_checkpoint(cfg, damaged.append)
+    if damaged:
+        raise _Lost("; ".join(damaged))
     assert finished is not None, "the loop saves a checkpoint after its last step"
     return Trained(finished, _accounts(monitor, news, data.plan, read_state(finished)))
 

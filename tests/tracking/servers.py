@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +21,15 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def kill(server: subprocess.Popen[bytes]) -> None:
+    """kill -9 of the server and of the workers that answer for it."""
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Its process, answering; database, files and log are in `folder`."""
+    """Its process, answering; the first of a group of its own. Database, files and log are in `folder`."""
     log = folder / "server.log"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
@@ -33,7 +40,10 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env={**os.environ, "PATH": path})
+        environment = {**os.environ, "PATH": path}
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=folder, env=environment, start_new_session=True
+        )
     try:
         for _ in range(600):
             try:
@@ -44,5 +54,6 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
                 time.sleep(0.2)
         yield process
     finally:
-        process.terminate()
-        process.wait(30)
+        if process.poll() is None:
+            process.terminate()
+            process.wait(30)
