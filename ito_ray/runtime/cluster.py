@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -92,11 +93,12 @@ def release_of(actor: str) -> None:
         actor: its id, as RayActorError has it.
     """
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated import gcs_pb2
 
+    kind: Any = cast(Any, gcs_pb2).PlacementGroupTableData
     for row in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(row)
-        if group.creator_actor_id.hex() == actor and group.state != PlacementGroupTableData.REMOVED:
+        group = kind.FromString(row)
+        if group.creator_actor_id.hex() == actor and group.state != kind.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 

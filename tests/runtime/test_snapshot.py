@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import ray.train
 
+from ito_ray.config.schema import Config
+from ito_ray.errors import ConfigError, DataError
 from ito_ray.runtime.snapshot import COPY, SNAPSHOT, keep, mend, set_aside
+from ito_ray.runtime.trainer import latest_checkpoint
+from ito_ray.training.manifest import write_manifest
+from ito_ray.training.state import State, write_state
 
 WHOLE = '{"ray_version": "2.60.0", "checkpoint_results": []}'
 NAMES = ("step-00000010", "step-00000020", "step-00000030")
@@ -97,3 +104,49 @@ def test_a_checkpoint_that_is_gone_is_taken_off_the_list(tmp_path: Path) -> None
     assert mend(run) == [NAMES[2]]
     assert mend(run) == []
     assert _newest(run) == NAMES[1]
+
+
+def _checkpoints(run: Path) -> Config:
+    """The three, with files."""
+    _list(run)
+    for number, name in enumerate(NAMES, start=1):
+        weights = run / name / "method.safetensors"
+        weights.write_bytes(bytes([number] * 100))
+        write_manifest([write_state(run / name, State(10 * number, {}, {}, "plan", [], {})), weights])
+    return Config(name=run.name, output=str(run.parent))
+
+
+def test_the_newest_good_checkpoint_is_chosen_and_the_others_are_told_of(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    cfg = _checkpoints(run)
+    told: list[str] = []
+    assert latest_checkpoint(cfg, told.append) == run / NAMES[2] and not told
+    os.truncate(run / NAMES[2] / "method.safetensors", 50)
+    (run / NAMES[1] / "state.json").unlink()
+    assert latest_checkpoint(cfg, told.append) == run / NAMES[0]
+    assert len(told) == 2
+    assert f"{NAMES[2]} is damaged (method.safetensors has 50 bytes instead of 100)" in told[0]
+    assert f"set aside as damaged-{NAMES[1]}" in told[1]
+    shutil.rmtree(run / NAMES[0])
+    assert latest_checkpoint(cfg, told.append) is None
+    assert told[2] == f"checkpoint {NAMES[0]} is gone from {run}"
+
+
+def test_what_cannot_be_read_now_or_by_this_version_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    cfg = _checkpoints(run)
+    state = run / NAMES[2] / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 2}))
+    (run / NAMES[2] / "manifest.json").unlink()  # it had none
+    with pytest.raises(ConfigError, match="checkpoint of format 2"):
+        latest_checkpoint(cfg)
+
+    def unreadable(folder: Path) -> str:
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr("ito_ray.runtime.trainer.damage", unreadable)
+    with pytest.raises(DataError, match=r"cannot be read: .*Input/output error.*same command again"):
+        latest_checkpoint(cfg)
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == list(NAMES)

@@ -22,7 +22,7 @@ LOSS = "train/loss/total"
 
 
 def _opened(output: Path, uri: str = "") -> TrackedRun:
-    cfg = Config(name="one", output=str(output), tracking={"uri": uri})  # type: ignore[arg-type]  # pydantic reads it
+    cfg = Config(name="one", output=str(output), tracking={"uri": uri})
     data = dataset_identity("train", [], [("/data/a.tar", 10)])
     return open_run(cfg, recipe="tiny", dataset=data, versions={}, git="abc123")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: (folder / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
     "no_manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
     "half_a_manifest": (lambda folder: os.truncate(folder / "manifest.json", 50), "manifest.json is damaged"),
-    "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "manifest.json is missing"),
+    "empty": (shutil.rmtree, "manifest.json is missing"),
 }
 
 
