@@ -13,6 +13,7 @@ curve, a last loss within the noise of an undisturbed run's, whole checkpoints, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -294,6 +295,7 @@ def run(arguments: Arguments, console: Console) -> int:
         raise ConfigError(f"--fault {unknown[0]!r} is none of {', '.join(map(repr, FAULTS))}.")
     names = [name for name in arguments.fault or FAULTS if name != "none"]
     draw = random.Random(arguments.seed)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every list that it reads
     tried: list[Tried] = []
     with tempfile.TemporaryDirectory(prefix="ito-chaos-") as scratch:
         undisturbed = attempt("none", Path(scratch, "none"), EARLIEST)
