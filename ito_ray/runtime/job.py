@@ -93,7 +93,7 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
     with stages.stage("Check data, model and cluster"):
         data = preflight.plan_data(cfg)
         tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
-        encoder = preflight.require_model(cfg, tokenizer)
+        encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
         cluster.connect(verbose=verbose)
         preflight.require_resources(cfg)
         stages.findings(nodes.inspect(cfg, ahead_bytes=trainer.bytes_ahead(cfg)))

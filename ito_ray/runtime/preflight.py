@@ -18,8 +18,7 @@ from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.sources import open_labelled, open_pairs
-from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.models.text_tower import pretrained_folder
+from ito_ray.models.pretrained import pretrained_folder
 
 ENTRIES_PROBED = 8
 """Entries of the plan that are searched for a readable sample before the run is refused."""
@@ -151,12 +150,3 @@ def _captions(cfg: Config, plan: ShardPlan) -> Iterator[str]:
         for piece in plan.entry(entry):
             for row in read_patiently(piece, cfg.data.columns):
                 yield from row.captions
-
-
-def require_model(cfg: Config, tokenizer: Any) -> DualEncoder:
-    """Build the towers once in the driver: a wrong name or argument shows here and not on every worker.
-
-    Raises:
-        ConfigError: a tower that cannot be built.
-    """
-    return DualEncoder(cfg.model, tokenizer)
