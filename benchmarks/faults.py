@@ -6,6 +6,7 @@ Ray's processes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -171,10 +172,15 @@ def redone(record: Path) -> int:
 
 
 def seconds_lost(record: Path, hit: float) -> float:
-    """From the fault at time `hit` to the first step that had not been taken before."""
-    all_lines = lines(record)
-    before = max((step for moment, step, _, _ in all_lines if moment <= hit), default=0)
-    return min((moment for moment, step, _, _ in all_lines if step > before and moment > hit), default=hit) - hit
+    """The longest pause in steps that had not been taken before, after the fault at time `hit`.
+
+    A lost process may be missed some steps later only, and steps that are taken again are part of the pause.
+    """
+    first: dict[int, float] = {}
+    for moment, step, _, _ in lines(record):
+        first.setdefault(step, moment)
+    times = [hit, *sorted(moment for moment in first.values() if moment > hit)]
+    return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)
 
 
 def problems_of_samples(cfg: Config, record: Path, plan: ShardPlan, checkpoint: Path, passes: int) -> list[str]:
