@@ -187,7 +187,9 @@ def problems_of_samples(cfg: Config, record: Path, plan: ShardPlan, checkpoint: 
     """What contradicts "every step, and every sample of a pass exactly once"; compared with the shards themselves."""
     trained = given(record)
     steps = {step for step, _ in trained}
-    found = [] if steps == set(range(1, cfg.train.steps + 1)) else [f"steps missing: {len(steps)}"]
+    found = (
+        [] if steps == set(range(1, cfg.train.steps + 1)) else [f"{len(steps)} of {cfg.train.steps} steps were taken"]
+    )
     counts = Counter(uid for uids in trained.values() for uid in uids)
     if counts.total() != cfg.train.steps * cfg.train.global_batch or max(counts.values()) > 1:
         found.append(f"{counts.total()} samples trained on, {len(counts)} different ones")

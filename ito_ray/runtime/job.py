@@ -35,7 +35,7 @@ from ito_ray.tracking.run import TrackedRun, open_run
 from ito_ray.training import checkpoint
 
 STAGES = 5
-FAREWELL_SECONDS = 5.0
+FAREWELL_SECONDS = 20.0
 """How long a run that fails or is stopped waits until MLflow knows."""
 THUMBNAIL = 160
 """Pixels of the pictures in the gallery."""
