@@ -54,6 +54,8 @@ EARLIEST, LATEST = 12, 48
 LAST = 10
 """Steps whose mean loss is compared."""
 AWAY_SECONDS = 15.0
+LEAVE_SECONDS = 120.0
+"""For Ray's processes, which notice that their node is gone and end by themselves: seconds, unless the machine is busy."""
 LOSS = "train/loss/total"
 
 
@@ -122,7 +124,7 @@ class Command:
             return started.poll() is not None
 
         until(over, "the command's end", 600, pause=1.0)
-        until(lambda: not any(map(_alive, self._seen)), "the end of all its processes", 30)
+        until(lambda: not any(map(_alive, self._seen)), "the end of all its processes", LEAVE_SECONDS)
         return started.returncode
 
     def _note_descendants(self) -> None:
@@ -275,7 +277,7 @@ def attempt(name: str, folder: Path, step: int) -> Tried:
             if command.process is not None and command.process.poll() is None:
                 command.process.kill()
     loss = statistics.fmean(losses[-LAST:]) if losses else float("nan")
-    lost = faults.seconds_lost(command.record, moment) if name != "none" else 0.0
+    lost = faults.seconds_lost(command.record, moment) if moment else float("nan")
     return Tried(name, step, faults.redone(command.record), lost, loss, problems)
 
 
