@@ -55,7 +55,7 @@ LAST = 10
 """Steps whose mean loss is compared."""
 AWAY_SECONDS = 15.0
 LEAVE_SECONDS = 120.0
-"""For Ray's processes, which notice that their node is gone and end by themselves: seconds, unless the machine is busy."""
+"""For Ray's processes, which notice that their node is gone and end by themselves: long only on a busy machine."""
 LOSS = "train/loss/total"
 
 
