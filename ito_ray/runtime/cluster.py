@@ -9,8 +9,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from ito_ray.errors import ItoError
 
@@ -88,6 +90,25 @@ def connect(*, verbose: bool) -> None:
             logging_level=level,
             log_to_driver=verbose,
         )
+
+
+def release_of(actor: str) -> None:
+    """Give back what a dead actor had reserved; until the job ends Ray would keep it from everybody.
+
+    Ray Train leaves that to a helper that asks the dashboard, which a local Ray does not have. Ray's public table of
+    placement groups does not tell who made them.
+
+    Args:
+        actor: its id, as RayActorError has it.
+    """
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    kind: Any = cast(Any, gcs_pb2).PlacementGroupTableData
+    for row in state._connect_and_get_accessor().get_placement_group_table():
+        group = kind.FromString(row)
+        if group.creator_actor_id.hex() == actor and group.state != kind.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def user_mistake(error: BaseException | None) -> ItoError | None:

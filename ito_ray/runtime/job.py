@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ito_ray.config.schema import Config
 from ito_ray.data import quarantine
+from ito_ray.errors import TrackingError
 from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
@@ -27,6 +28,7 @@ from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
 from ito_ray.tracking.run import TrackedRun, open_run
@@ -35,6 +37,8 @@ from ito_ray.training.selection import stopped_early
 from ito_ray.training.state import read_state
 
 STAGES = 5
+FAREWELL_SECONDS = 20.0
+"""How long a run that fails or is stopped waits until MLflow knows."""
 THUMBNAIL = 160
 """Pixels of the pictures in the gallery."""
 
@@ -99,11 +103,12 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         stages.findings(nodes.inspect(cfg, ahead_bytes=trainer.bytes_ahead(cfg)))
         identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
+        outbox = Outbox(tracked, folder / JOURNAL)
         _describe(stages, cfg, data, encoder)
 
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
-            newest, training = _train(cfg, recipe, data, folder, tracked, stages)
+            newest, training = _train(cfg, recipe, data, folder, outbox, stages)
             chosen = best.choose(cfg, newest)
             stages.say(f"{chosen.stopped}{'; ' if chosen.stopped else ''}the checkpoint that ships: {chosen.why}")
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
@@ -115,17 +120,21 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 cfg,
                 thumbnail=THUMBNAIL,
             )
-            tracked.log(chosen.ended, {f"final/{name}": value for name, value in report.metrics().items()})
-            page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
+            outbox.log(chosen.ended, {f"final/{name}": value for name, value in report.metrics().items()})
+            page = _show(cfg, report, verified.folder, folder / "evaluation", outbox)
             verified = with_origin(verified, _origin(cfg, training, report, identity.digest, chosen))
         with stages.stage("Register the encoder"):
+            if outbox.trouble:
+                stages.say(f"waiting for {tracked.store.address}: {outbox.trouble}")
+            outbox.require_delivered()
             tracked.set_tags({"ito.stopped": chosen.stopped or "finished", "ito.shipped": chosen.why})
             registered = _register(cfg, verified, report, tracked, identity.digest, chosen)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
-        tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", patience=FAREWELL_SECONDS)
         raise
-    tracked.finish()
+    if not outbox.finish():
+        raise TrackingError(outbox.complaint())
     return Outcome(verified.folder, registered, report, verified, training, page, tracked, chosen)
 
 
@@ -155,11 +164,11 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
 
 
 def _train(
-    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, tracked: TrackedRun, stages: Stages
+    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, outbox: Outbox, stages: Stages
 ) -> tuple[Path, Training]:
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
-    newest = trainer.latest_checkpoint(cfg)
+    newest = trainer.latest_checkpoint(cfg, stages.say)
     known = trainer.resumable_state(cfg, data.plan, newest) if newest and record.is_file() else None
     if newest and known and (known.step >= cfg.train.steps or stopped_early(cfg, known)):
         stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
@@ -169,19 +178,19 @@ def _train(
     with TrainingLine(stages.console, cfg.train.steps) as line:
 
         def on_metrics(step: int, metrics: dict[str, float]) -> None:
-            tracked.log(step, metrics)
+            outbox.log(step, metrics)
             line.update(step, metrics)
             meter.add(metrics)
 
         try:
-            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
+            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics, tell=stages.say)
         finally:
-            _keep_quarantine(folder, tracked, stages)
+            _keep_quarantine(folder, outbox, stages)
     stages.table(trained.accounts)
     step = read_state(trained.checkpoint).step
     for name, account in trained.accounts.items():
         numbers = {**account.metrics(), "fraction": account.fraction}
-        tracked.log(step, {f"data/{name}/{key}": value for key, value in numbers.items()})
+        outbox.log(step, {f"data/{name}/{key}": value for key, value in numbers.items()})
     accounts = trained.accounts.values()
     training = Training(
         time.perf_counter() - started,
@@ -197,11 +206,11 @@ def _train(
     return trained.checkpoint, training
 
 
-def _keep_quarantine(folder: Path, tracked: TrackedRun, stages: Stages) -> None:
+def _keep_quarantine(folder: Path, outbox: Outbox, stages: Stages) -> None:
     """All dropped rows as one file, in the run's folder and in MLflow."""
     target = folder / quarantine.MERGED
     if reasons := quarantine.merge(folder / quarantine.FOLDER, target):
-        tracked.log_file(target)
+        outbox.log_file(target)
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         stages.say(f"dropped samples are listed in {target}: {listed}")
 
@@ -219,10 +228,10 @@ class _Meter:
     def rates(self) -> tuple[float, float]:
         """(samples per second, share of time waiting for data)."""
         steady = self._seen[1:] or self._seen
+        if not steady:  # the driver before us was killed between the last step and training.json
+            return 0.0, 0.0
         seconds = [1 / one["train/samples_per_second"] for one in steady]
         waited = [one["train/data_wait_share"] * duration for one, duration in zip(steady, seconds, strict=True)]
-        if not seconds:  # killed between the last checkpoint and the record: nothing is known any more
-            return 0.0, 0.0
         return len(steady) / sum(seconds), sum(waited) / sum(seconds)
 
 
@@ -238,14 +247,14 @@ def _export(encoder: DualEncoder, tokenizer: Any, source: Path, folder: Path) ->
         return verify(exported, reference, process)
 
 
-def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: TrackedRun) -> Path:
+def _show(cfg: Config, report: Report, encoder: Path, out: Path, outbox: Outbox) -> Path:
     """Pictures and page into the run's folder and to MLflow."""
     usage = f'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("{encoder}")'
     dataset = ", ".join((*cfg.data.heldout, *cfg.eval.zero_shot))
     title = f"{cfg.tracking.model_name}: {cfg.name}"
     page = write_files(report, out, title=title, usage=usage, dataset=dataset)
     for path in sorted(out.iterdir()):
-        tracked.log_file(path, "evaluation")
+        outbox.log_file(path, "evaluation")
     return page
 
 

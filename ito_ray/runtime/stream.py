@@ -25,9 +25,11 @@ from ito_ray.data.tally import EntryReport
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.monitor import MonitorHandle
+from ito_ray.training.manifest import damage
 from ito_ray.training.state import read_state
 
 Arrays = dict[str, np.ndarray]
+MONITOR_LOST = "the actor that keeps the run's accounts was lost"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ class Rest:
         """Nothing to clean up."""
 
 
+class StartAnew(Exception):
+    """Raised where Ray Train's controller starts the workers: it could only fail again, so the driver must begin anew.
+
+    Ray Train gives up at once on this, and not on errors of Ray, which it would meet with starts without end.
+    """
+
+
 @dataclass(frozen=True)
 class StreamFactory:
     """Called by Ray Train at every start of the workers: the stream goes on where the checkpoint stands."""
@@ -106,8 +115,17 @@ class StreamFactory:
     entries: int
 
     def __call__(self) -> ray.data.Dataset:
-        """The stream from the position of the newest registered checkpoint on."""
-        newest = ray.get(self.monitor.checkpoint.remote())
+        """The stream from the position of the newest registered checkpoint on.
+
+        Raises:
+            StartAnew: the monitor is lost, or the checkpoint, which the controller hands to the workers, is damaged.
+        """
+        try:
+            newest = ray.get(self.monitor.checkpoint.remote())
+        except ray.exceptions.RayActorError as error:
+            raise StartAnew(MONITOR_LOST) from error
+        if newest and (wrong := damage(Path(newest))):
+            raise StartAnew(f"checkpoint {Path(newest).name} is damaged: {wrong}")
         position = Position.from_json(read_state(Path(newest)).position) if newest else Position()
         taken = {entry: frozenset(rows) for entry, (_, rows) in position.open.items()}
         ray.data.DataContext.get_current().custom_execution_callback_classes = [cast(Any, Rest)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 import ray.train
 from ray.data import ExecutionOptions, ExecutionResources
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ito_ray.config.schema import Config
 from ito_ray.data import quarantine
@@ -21,18 +25,21 @@ from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime import preflight, snapshot
-from ito_ray.runtime.cluster import own_signals
+from ito_ray.runtime.cluster import own_signals, release_of
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
-from ito_ray.runtime.stream import StreamFactory, entries_needed
-from ito_ray.training.state import State, read_state, require_same_run
+from ito_ray.runtime.stream import MONITOR_LOST, StartAnew, StreamFactory, entries_needed
+from ito_ray.training.manifest import damage
+from ito_ray.training.state import State, read_state, require_format, require_same_run
 
 POLL_SECONDS = 0.5
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 Judge = Callable[[int, dict[str, float]], bool]
 """Given an evaluation, whether training goes on."""
+Tell = Callable[[str], None]
+_log: Tell = logging.getLogger(__name__).warning
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,46 @@ class Trained:
     """By source, over the whole run; empty when a judge had ended it before."""
 
 
-def latest_checkpoint(cfg: Config) -> Path | None:
-    """The checkpoint that rerunning the command would continue from. Not to be asked of a run that goes on."""
+class _Lost(Exception):
+    """What a run cannot do without is gone, and can be started again."""
+
+
+def latest_checkpoint(cfg: Config, tell: Tell = _log) -> Path | None:
+    """The newest good checkpoint, from which the same command would continue. Not to be asked of a run that goes on.
+
+    Each file is compared with what was written. A damaged checkpoint is renamed, not removed, and taken off Ray Train's
+    list, so that Ray Train resumes from the same one.
+
+    Args:
+        tell: called with a sentence for each checkpoint that is damaged or gone.
+
+    Raises:
+        ConfigError: it was written by another version of the format.
+        DataError: it cannot be read now, whatever it holds.
+    """
     run_folder = Path(cfg.output).absolute() / cfg.name
-    snapshot.mend(run_folder)
-    if not (run_folder / snapshot.SNAPSHOT).is_file():
-        return None
-    found = ray.train.Result.from_path(str(run_folder)).checkpoint
-    return Path(found.path) if found else None
+    for name in snapshot.mend(run_folder):
+        tell(f"checkpoint {name} is gone from {run_folder}")
+    while (run_folder / snapshot.SNAPSHOT).is_file():
+        found = ray.train.Result.from_path(str(run_folder)).checkpoint
+        if not found:
+            break
+        newest = Path(found.path)
+        try:
+            wrong = damage(newest)
+        except OSError as error:
+            raise DataError(
+                f"The checkpoint {newest} cannot be read: {error}. See that its disk works and run the same command "
+                "again."
+            ) from error
+        if not wrong:
+            return newest
+        require_format(newest)
+        kept = snapshot.set_aside(newest)
+        tell(
+            f"checkpoint {newest.name} is damaged ({wrong}): set aside as {kept.name}, going on from the one before it"
+        )
+    return None
 
 
 def resumable_state(cfg: Config, plan: ShardPlan, newest: Path) -> State:
@@ -66,20 +105,51 @@ def resumable_state(cfg: Config, plan: ShardPlan, newest: Path) -> State:
 
 
 def fit(
-    cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics, judge: Judge | None = None
+    cfg: Config,
+    data: TrainingData,
+    tokenizer: TokenizerFiles,
+    on_metrics: OnMetrics,
+    judge: Judge | None = None,
+    tell: Tell = _log,
 ) -> Trained:
-    """Train until `train.steps`, from the newest checkpoint if there is one.
+    """Train until `train.steps`, from the newest good checkpoint if there is one.
+
+    Ray Train starts lost workers again. When its controller is lost, or our monitor, or the checkpoint that it would
+    start from is damaged, all of it is started anew here, as often as workers may fail.
 
     Args:
         on_metrics: called in this process with (step, metrics) in order.
         judge: asked after every evaluation, then one at `train.steps` too, while the workers wait; on False they
             leave a checkpoint and training ends there.
+        tell: called with a sentence for each such start, and for each checkpoint that is damaged.
 
     Raises:
         DataError, ConfigError: what the workers found and a user can mend.
         ClusterError: the workers could not be kept alive.
     """
-    newest = latest_checkpoint(cfg)
+    failures = 0
+    while True:
+        try:
+            return _attempt(cfg, data, tokenizer, on_metrics, judge, tell)
+        except _Lost as lost:
+            failures += 1
+            if failures > cfg.train.max_failures:
+                raise ClusterError(
+                    f"Training was given up: {lost}. Rerun the same command to go on from the last checkpoint; "
+                    "--verbose shows Ray's log."
+                ) from lost
+            tell(f"{lost}: starting again from the last checkpoint")
+
+
+def _attempt(
+    cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics, judge: Judge | None, tell: Tell
+) -> Trained:
+    """One life of Ray Train's controller and of the monitor.
+
+    Raises:
+        _Lost: another one may do better.
+    """
+    newest = latest_checkpoint(cfg, tell)
     resumed = resumable_state(cfg, data.plan, newest) if newest else None
     for step, metrics in resumed.metrics if resumed else ():
         on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
@@ -92,27 +162,65 @@ def fit(
     stop = threading.Event()
     pool = ThreadPoolExecutor(1)
     relay = pool.submit(_relay, monitor, on_metrics, judge, stop)
+    failure: Exception | None = None
     try:
         with own_signals():
             trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        if reason := ray.get(monitor.fatal.remote()):
-            raise DataError(reason) from error
-        raise ClusterError(
-            f"Training failed {cfg.train.max_failures + 1} times and was given up: {_root(error)} Rerun the same "
-            "command to go on from the last checkpoint; --verbose shows Ray's log."
-        ) from error
+    except (ray.train.TrainingFailedError, RayActorError) as error:
+        failure = error
     finally:
         stop.set()
         wait([relay])
-        ray.get(monitor.flush.remote())
+        with suppress(RayActorError):
+            ray.get(monitor.flush.remote())
+    if failure:
+        try:
+            raise _explained(failure, cfg, monitor) from failure
+        finally:  # its traceback holds this frame, and the controller with all its actors: they must end now
+            failure = None
+    if _fatal(monitor) is None:
+        raise _Lost(MONITOR_LOST)
     relay.result()  # raises what on_metrics raised: no metric is lost in silence
     news: News = ray.get(monitor.drain.remote(0))
     if news.fatal:
         raise DataError(news.fatal)
-    finished = latest_checkpoint(cfg)
+    damaged: list[str] = []
+    finished = latest_checkpoint(cfg, damaged.append)
+    if damaged:
+        raise _Lost("; ".join(damaged))
     assert finished is not None, "the loop saves a checkpoint after its last step"
     return Trained(finished, _accounts(monitor, news, data.plan, read_state(finished)))
+
+
+def _fatal(monitor: MonitorHandle) -> str | None:
+    """Why the run must stop, or ""; None if the monitor is lost."""
+    try:
+        return str(ray.get(monitor.fatal.remote()))
+    except RayActorError:
+        return None
+
+
+def _explained(failure: Exception, cfg: Config, monitor: MonitorHandle) -> Exception:
+    """What a failure of `TorchTrainer.fit` means for the run."""
+    if isinstance(failure, RayActorError):  # the workers were its own and die with it
+        if failure.actor_id:
+            release_of(failure.actor_id)
+        return _Lost("Ray Train's controller was lost")
+    reason = _fatal(monitor)
+    if reason is None:
+        return _Lost(MONITOR_LOST)
+    if reason:
+        return DataError(reason)
+    if isinstance(failure, ray.train.ControllerError):
+        if isinstance(failure.controller_failure, StartAnew):
+            return _Lost(str(failure.controller_failure))
+        times = ""
+    else:
+        times = f"failed {cfg.train.max_failures + 1} times and "
+    return ClusterError(
+        f"Training {times}was given up: {_root(failure)} Rerun the same command to go on from the last checkpoint; "
+        "--verbose shows Ray's log."
+    )
 
 
 def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> MonitorHandle:
@@ -129,7 +237,9 @@ def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> Monito
         from_json(resumed.tallies) if resumed else {},
         cfg.name,
     )
-    return Monitor.remote(setup)  # type: ignore[attr-defined]
+    # On the driver's node, as Ray Train's controller is: another may be taken away, and all accounts with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Monitor.options(scheduling_strategy=here).remote(setup)  # type: ignore[attr-defined]
 
 
 def _accounts(monitor: MonitorHandle, news: News, plan: ShardPlan, state: State) -> dict[str, Account]:
@@ -188,7 +298,8 @@ def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, s
     try:
         _pass_on(monitor, on_metrics, judge, stop)
     except BaseException:
-        ray.get(monitor.decide.remote(None, False))
+        with suppress(RayActorError):
+            ray.get(monitor.decide.remote(None, False))
         raise
 
 

@@ -15,12 +15,13 @@ from typing import Any, cast
 import ray
 import ray.tune
 
-from ito_ray.errors import ClusterError, ItoError
+from ito_ray.errors import ClusterError, ItoError, TrackingError
 from ito_ray.runtime import preflight, trainer
 from ito_ray.runtime.desk import Order
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
-from ito_ray.tracking.run import TrackedRun, open_run
+from ito_ray.tracking.run import open_run
 
 STEP_SECONDS = "step_seconds"
 """Mean duration of a step, beside the evaluation's numbers."""
@@ -41,8 +42,10 @@ def run_trial(given: dict[str, Any]) -> None:
             order.cfg, recipe=order.recipe, dataset=identity, versions=installed_versions(), git=git_commit()
         )
         tracked.set_tags(order.tags)
+        outbox = Outbox(tracked, Path(order.cfg.output).absolute() / order.cfg.name / JOURNAL)
         try:
-            stopped = _Judged(key, desk, tracked, order.cfg.train.global_batch).fit(train)
+            stopped = _Judged(key, desk, outbox, order.cfg.train.global_batch).fit(train)
+            _deliver(outbox)
         except BaseException as error:
             tracked.set_tags({"ito.stopped": f"failed: {error}"})
             tracked.finish("FAILED")
@@ -53,6 +56,13 @@ def run_trial(given: dict[str, Any]) -> None:
         raise
     except ItoError as error:
         ray.tune.report({"failed": str(error)})
+
+
+def _deliver(outbox: Outbox) -> None:
+    try:
+        outbox.require_delivered()
+    except TrackingError as error:  # not the trial's fault: Ray Tune starts it again, and there is nothing to train
+        raise ClusterError(str(error)) from error
 
 
 Train = Callable[[trainer.OnMetrics, trainer.Judge], trainer.Trained]
@@ -73,8 +83,8 @@ def _prepared(order: Order) -> tuple[Any, Train]:
 class _Judged:
     """Takes metrics to MLflow, and evaluations to the sweep."""
 
-    def __init__(self, key: str, desk: Any, tracked: TrackedRun, global_batch: int) -> None:
-        self._key, self._desk, self._tracked, self._batch = key, desk, tracked, global_batch
+    def __init__(self, key: str, desk: Any, outbox: Outbox, global_batch: int) -> None:
+        self._key, self._desk, self._outbox, self._batch = key, desk, outbox, global_batch
         self._seconds: list[float] = []
         self._stopped = ""
 
@@ -84,7 +94,7 @@ class _Judged:
         return self._stopped
 
     def _on_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self._tracked.log(step, metrics)
+        self._outbox.log(step, metrics)
         if rate := metrics.get("train/samples_per_second"):
             self._seconds.append(self._batch / rate)
 

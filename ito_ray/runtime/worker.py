@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -59,7 +60,9 @@ def _train(launch: Launch) -> None:
     learner = build_learner(cfg, method)
 
     step, position, state = 0, Position(), None
-    if latest := ray.train.get_checkpoint():
+    latest = ray.train.get_checkpoint()
+    assert ray.get(launch.monitor.checkpoint.remote()) == (latest.path if latest else ""), "where the stream goes on"
+    if latest:
         with latest.as_directory() as folder:
             state = read_state(Path(folder))
             checkpoint.load(Path(folder), learner)
@@ -91,6 +94,8 @@ def _train(launch: Launch) -> None:
             state = State(
                 done, consumed, made_with, launch.plan, kept.metrics, kept.tallies, curve, evaluating, live.stopped
             )
+            # Before any rank writes there: what a worker that was killed had begun.
+            shutil.rmtree(Path(launch.folder, cfg.output, cfg.name, name_of(done)), ignore_errors=True)
         _save(done, learner, state)
         live.after_checkpoint(done)
         if rank == 0:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from getpass import getuser
@@ -30,6 +30,7 @@ RUN_KEY = "ito.run_key"
 DATASET_CONTEXT = "mlflow.data.context"  # the tag that MLflow's page shows as the dataset's role
 PARAMS_PER_CALL = 100
 PARAM_LENGTH = 6000
+METRICS_PER_CALL = 1000
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -154,14 +155,21 @@ class TrackedRun:
         A step that a curve already has is left out: after a restart from a checkpoint the steps since then come
         again, and a curve keeps its first value.
         """
-        now = int(time.time() * 1000)
-        points = [
-            Metric(name, float(value), now, step) for name, value in metrics.items() if step > self.last_step(name)
-        ]
-        if not points:
-            return
-        self.client.log_batch(self.run_id, metrics=points)
-        self._last_steps.update((point.key, step) for point in points)
+        self.log_steps([(step, int(time.time() * 1000), metrics)])
+
+    def log_steps(self, steps: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """`log` of several (step, milliseconds since the epoch, metrics), in as few requests as MLflow takes."""
+        points: list[Metric] = []
+        last: dict[str, int] = {}
+        for step, moment, metrics in steps:
+            for name, value in metrics.items():
+                if step > last.get(name, self.last_step(name)):
+                    points.append(Metric(name, float(value), moment, step))
+                    last[name] = step
+        for start in range(0, len(points), METRICS_PER_CALL):
+            some = points[start : start + METRICS_PER_CALL]
+            self.client.log_batch(self.run_id, metrics=some)
+            self._last_steps.update((point.key, point.step) for point in some)
 
     def log_picture(self, path: Path) -> None:
         """Store a picture in the run's `pictures` folder; the same file name replaces the older one."""

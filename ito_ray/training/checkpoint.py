@@ -4,9 +4,10 @@
     ema.safetensors        the moving average of the encoder, where there is one
     optimizer.safetensors  the optimiser's moments and step counts, by parameter name
     state.json             format version, step, data position, the configuration
+    manifest.json          size and SHA-256 of all these (manifest.py)
 
-Of a sharded run each rank writes its own rows (`method-00001-of-00004.safetensors`, …), and any number of ranks can
-read them: the pieces of a tensor are joined along its first dimension.
+Of a sharded run each rank writes its own rows (`method-00001-of-00004.safetensors`, …) and its own manifest, and any
+number of ranks can read them: the pieces of a tensor are joined along its first dimension.
 
 There is no random state to save: every step seeds torch from (seed, step, rank, micro-batch), and every sample its
 augmentation from (seed, task, row), so a resumed run draws what the undisturbed one would have drawn.
@@ -28,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule
 from ito_ray.errors import DataError
 from ito_ray.losses.gather import rank, world_size
 from ito_ray.training.learner import Learner
+from ito_ray.training.manifest import write_manifest
 from ito_ray.training.parallel import like, local
 from ito_ray.training.state import State, write_state
 
@@ -41,8 +43,7 @@ def save(folder: Path, learner: Learner, state: State | None) -> None:
         state: of rank 0, which writes it; None on the others.
     """
     sharded = isinstance(learner.method, FSDPModule)
-    if state is not None:
-        write_state(folder, state)
+    written = [write_state(folder, state)] if state is not None else []
     if rank() > 0 and not sharded:
         return
     moments = {
@@ -56,7 +57,9 @@ def save(folder: Path, learner: Learner, state: State | None) -> None:
     suffix = f"-{rank() + 1:05d}-of-{world_size():05d}" if sharded else ""
     for part, tensors in parts.items():
         mine = {name: value for name, value in tensors.items() if rank() == 0 or local(value) is not value}
-        save_file(_detached(mine), folder / f"{part}{suffix}.safetensors")
+        written.append(folder / f"{part}{suffix}.safetensors")
+        save_file(_detached(mine), written[-1])
+    write_manifest(written, suffix)
 
 
 def load(folder: Path, learner: Learner) -> None:
@@ -116,8 +119,8 @@ def _pieces(folder: Path, part: str) -> Iterator[Mapping[str, Any]]:
     expected = int(paths[0].stem.rsplit("-of-", 1)[1]) if paths and "-of-" in paths[0].stem else 1
     if len(paths) != expected:
         raise DataError(
-            f"{folder} has {len(paths)} of {expected} files {part}*.safetensors: the checkpoint is not whole. Remove "
-            "the folder to go on from the one before it."
+            f"{folder} has {len(paths)} of {expected} files {part}*.safetensors: the checkpoint is not whole. Take "
+            "another one; a run that resumes sets such a folder aside by itself."
         )
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, "pt")) for path in paths]

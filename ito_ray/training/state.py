@@ -11,7 +11,7 @@ from typing import Any
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class State:
     """Whether training was ended here because `eval.best` did not improve."""
 
 
-def write_state(folder: Path, state: State) -> None:
+def write_state(folder: Path, state: State) -> Path:
     """Write `state.json`."""
     document = {"format": FORMAT, **dataclasses.asdict(state)}
-    (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    path = folder / "state.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
 
 
 def read_state(folder: Path) -> State:
@@ -50,11 +52,7 @@ def read_state(folder: Path) -> State:
         ConfigError: written by another version of the format.
     """
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if document["format"] != FORMAT:
-        raise ConfigError(
-            f"{folder} is a checkpoint of format {document['format']}, but this version reads {FORMAT}: resume with "
-            "the version that wrote it, or choose another --name."
-        )
+    _require_format(folder, document)
     metrics = [(step, values) for step, values in document["metrics"]]
     return State(
         document["step"],
@@ -67,6 +65,27 @@ def read_state(folder: Path) -> State:
         document.get("evaluating", False),
         document.get("stopped", False),
     )
+
+
+def require_format(folder: Path) -> None:
+    """Refuse a checkpoint of another version of the format; one whose state.json cannot be read passes.
+
+    Raises:
+        ConfigError: it is whole for the version that wrote it.
+    """
+    try:
+        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    _require_format(folder, document)
+
+
+def _require_format(folder: Path, document: dict[str, Any]) -> None:
+    if document.get("format") != FORMAT:
+        raise ConfigError(
+            f"{folder} is a checkpoint of format {document.get('format')}, but this version reads {FORMAT}: resume "
+            "with the version that wrote it, or choose another --name."
+        )
 
 
 def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None:

@@ -1,13 +1,16 @@
-"""`python -m tests.runtime.recorded FOLDER STOP train-arguments…`: the job, with a record of what each step was given.
+"""`python -m tests.runtime.recorded FOLDER STOP PACE train-arguments…`: the job, with a record of each step's samples.
 
 Each rank appends a JSON line a step: the step, the time, the samples' uids and the ids of their captions. This is what
-the trainer got, told by nobody's bookkeeping. After STOP steps (0 = never) it waits to be killed.
+the trainer got, told by nobody's bookkeeping. After STOP steps (0 = never) it waits to be killed; each step takes PACE
+seconds more than it needs.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -36,6 +39,7 @@ def recording_worker(given: dict[str, Any]) -> None:
                 line = {"step": number, "time": time.time(), "uid": batch["uid"].tolist()}
                 file.write(json.dumps({**line, "ids": batch["ids"][:, 0].tolist()}) + "\n")
                 file.flush()
+                time.sleep(given["pace"])
                 yield batch
                 if number == given["stop"]:
                     time.sleep(600)
@@ -44,23 +48,31 @@ def recording_worker(given: dict[str, Any]) -> None:
     worker.train_worker(given)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The job's exit code."""
+@contextmanager
+def recording(folder: Path, stop: int = 0, pace: float = 0.0) -> Iterator[None]:
+    """Within, what trains in this process is recorded in `folder`; every step takes `pace` seconds more."""
     from ito_ray.runtime import trainer as module
-    from pipelines import train
 
     trainer: Any = module
     made = trainer.TorchTrainer
-    record = {"record": arguments[0], "stop": int(arguments[1])}
+    record = {"record": str(folder), "stop": stop, "pace": pace}
 
     def recorded(_: object, *, train_loop_config: dict[str, Any], **named: Any) -> Any:
         return made(recording_worker, train_loop_config={**train_loop_config, **record}, **named)
 
     trainer.TorchTrainer = recorded
     try:
-        return train.main(arguments[2:])
+        yield
     finally:
         trainer.TorchTrainer = made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The job's exit code."""
+    from pipelines import train
+
+    with recording(Path(arguments[0]), int(arguments[1]), float(arguments[2])):
+        return train.main(arguments[3:])
 
 
 if __name__ == "__main__":

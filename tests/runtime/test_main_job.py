@@ -77,7 +77,7 @@ def _config(tmp: Path, workers: int) -> Config:
 def _arguments(cfg: Config, tmp: Path, stop: int) -> list[str]:
     (tmp / "config.yaml").write_text(to_yaml(cfg))
     (tmp / "record").mkdir(exist_ok=True)
-    return [str(tmp / "record"), str(stop), "--config", str(tmp / "config.yaml")]
+    return [str(tmp / "record"), str(stop), "0", "--config", str(tmp / "config.yaml")]
 
 
 def _killed_between_checkpoints(cfg: Config, tmp: Path) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +14,7 @@ import pytest
 from ito_ray.tracking.aliases import Registry
 from ito_ray.tracking.run import open_client, resolve_store
 from tests.export.tiny import export
+from tests.tracking.servers import free_port, mlflow_server
 from tests.tracking.test_aliases import race
 
 pytestmark = pytest.mark.slow
@@ -59,38 +57,14 @@ class Server(NamedTuple):
 
     port: int
     folder: Path
-    log: Path
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    log = folder / "server.log"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env={**os.environ, "PATH": path})
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.2)
-        yield Server(port, folder, log)
-    finally:
-        process.terminate()
-        process.wait(30)
+    port = free_port()
+    with mlflow_server(folder, port):
+        yield Server(port, folder)
 
 
 def test_planted_secrets_reach_neither_logs_nor_store(server: Server, tmp_path: Path) -> None:

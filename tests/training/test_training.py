@@ -124,6 +124,7 @@ def test_micro_batches_train_the_same(tmp_path: Path) -> None:
 def test_checkpoint_folder_holds_no_pickle(tmp_path: Path) -> None:
     _train(_config(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "manifest.json",
         "method.safetensors",
         "optimizer.safetensors",
         "state.json",

@@ -1,0 +1,207 @@
+"""What is done to a run while it trains, to real processes and real files, each fault a small function of the scene.
+
+A scene knows the run by what its ranks record (tests/runtime/recorded.py) and by the titles of
+Ray's processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from ito_ray.config.schema import Config
+from ito_ray.data.plan import ShardPlan
+from ito_ray.data.position import ROW_BITS, ROW_PLACE_BITS, Position, members
+from ito_ray.data.rows import read_piece
+from ito_ray.runtime.snapshot import COPY
+from ito_ray.training.state import read_state
+
+PATIENCE = 300.0
+"""Seconds until something that must happen is taken for a failure."""
+T = TypeVar("T")
+Uids = dict[tuple[int, int], list[int]]
+"""(step, rank) → the samples that it was given."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run that goes on."""
+
+    cfg: Config
+    record: Path
+    root: int
+    """Process whose descendants Ray's processes are."""
+    draw: random.Random
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return Path(self.cfg.output) / self.cfg.name
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Ray's processes whose title begins so."""
+        found = []
+        for process in psutil.Process(self.root).children(recursive=True):
+            try:
+                if process.cmdline()[0].startswith(title):
+                    found.append(process)
+            except (psutil.Error, IndexError):  # it has just ended
+                continue
+        return found
+
+    def one(self, title: str) -> psutil.Process:
+        """One of them, as soon as there is one."""
+        return self.draw.choice(until(lambda: self.processes(title), f"a process {title}", pause=0.01))
+
+    def step(self) -> int:
+        """The newest step that a rank took."""
+        return max((step for step, _ in given(self.record)), default=0)
+
+    def newest(self) -> Path | None:
+        """The newest registered checkpoint; the list's copy is whole at any time, unlike Ray's own."""
+        if not (self.folder / COPY).is_file():
+            return None
+        latest = json.loads((self.folder / COPY).read_text())["latest_checkpoint_result"]
+        return self.folder / str(latest["checkpoint_dir_name"])
+
+
+def until(found: Callable[[], T | None], what: str, patience: float = PATIENCE, pause: float = 0.1) -> T:
+    """What `found` returns as soon as it is true; asked every `pause` seconds."""
+    deadline = time.monotonic() + patience
+    while not (value := found()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {patience:.0f} s for {what}")
+        time.sleep(pause)
+    return value
+
+
+def kill_training_worker(scene: Scene) -> None:
+    """kill -9 of a rank."""
+    pids = [int(path.stem.rsplit("-", 1)[1]) for path in scene.record.glob("*.jsonl")]
+    os.kill(scene.draw.choice([pid for pid in pids if psutil.pid_exists(pid)]), 9)
+
+
+def kill_data_worker(scene: Scene) -> None:
+    """kill -9 of a process that is making samples."""
+    scene.one("ray::ReadRange").kill()
+
+
+def kill_coordinator(scene: Scene) -> None:
+    """kill -9 of the actor that deals blocks to the ranks and schedules Ray Data's tasks."""
+    scene.one("ray::SplitCoordinator").kill()
+
+
+def kill_controller(scene: Scene) -> None:
+    """kill -9 of Ray Train's controller."""
+    scene.one("ray::TrainController").kill()
+
+
+def kill_monitor(scene: Scene) -> None:
+    """kill -9 of the actor that keeps the run's accounts."""
+    scene.one("ray::Monitor").kill()
+
+
+def damage_newest(scene: Scene) -> Path:
+    """Cut the end off the newest checkpoint's weights, as a full or failing disk does."""
+    newest = until(scene.newest, "a checkpoint")
+    weights = max(newest.glob("method*.safetensors"), key=lambda path: path.stat().st_size)
+    os.truncate(weights, weights.stat().st_size // 2)
+    return newest
+
+
+def damage_newest_and_kill_worker(scene: Scene) -> None:
+    """A truncated newest checkpoint, met when the workers start again."""
+    damage_newest(scene)
+    kill_training_worker(scene)
+
+
+def fill_disk(scene: Scene) -> None:
+    """No rank can write a file as large as the weights any more; a new process can."""
+    newest = until(scene.newest, "a checkpoint")
+    limit = max(path.stat().st_size for path in newest.iterdir()) - 1
+    for path in scene.record.glob("*.jsonl"):
+        pid = int(path.stem.rsplit("-", 1)[1])
+        if psutil.pid_exists(pid):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))
+
+
+INSIDE: dict[str, Callable[[Scene], object]] = {
+    "training worker killed": kill_training_worker,
+    "data worker killed": kill_data_worker,
+    "split coordinator killed": kill_coordinator,
+    "controller killed": kill_controller,
+    "monitor killed": kill_monitor,
+    "newest checkpoint truncated, worker killed": damage_newest_and_kill_worker,
+    "disk full for the ranks": fill_disk,
+}
+"""Faults that the running command survives by itself."""
+
+
+def lines(record: Path) -> list[tuple[float, int, int, list[int]]]:
+    """All that the ranks recorded, in order of time: (time, step, rank, uids)."""
+    found = []
+    for path in record.glob("*.jsonl"):
+        rank = int(path.stem.split("-")[1])
+        for text in path.read_text().splitlines():
+            if text.endswith("}"):  # a kill leaves half a line
+                line = json.loads(text)
+                found.append((line["time"], line["step"], rank, line["uid"]))
+    return sorted(found)
+
+
+def given(record: Path) -> Uids:
+    """What each rank was given in the last life of each step: earlier ones were lost with what they had trained."""
+    return {(step, rank): uids for _, step, rank, uids in lines(record)}
+
+
+def redone(record: Path) -> int:
+    """Steps that were taken again."""
+    times = Counter(step for _, step, rank, _ in lines(record) if rank == 0)
+    return sum(times.values()) - len(times)
+
+
+def seconds_lost(record: Path, hit: float) -> float:
+    """The longest pause in steps that had not been taken before, after the fault at time `hit`.
+
+    A lost process may be missed some steps later only, and steps that are taken again are part of the pause.
+    """
+    first: dict[int, float] = {}
+    for moment, step, _, _ in lines(record):
+        first.setdefault(step, moment)
+    times = [hit, *sorted(moment for moment in first.values() if moment > hit)]
+    return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)
+
+
+def problems_of_samples(cfg: Config, record: Path, plan: ShardPlan, checkpoint: Path, passes: int) -> list[str]:
+    """What contradicts "every step, and every sample of a pass exactly once"; compared with the shards themselves."""
+    trained = given(record)
+    steps = {step for step, _ in trained}
+    found = (
+        [] if steps == set(range(1, cfg.train.steps + 1)) else [f"{len(steps)} of {cfg.train.steps} steps were taken"]
+    )
+    counts = Counter(uid for uids in trained.values() for uid in uids)
+    if counts.total() != cfg.train.steps * cfg.train.global_batch or max(counts.values()) > 1:
+        found.append(f"{counts.total()} samples trained on, {len(counts)} different ones")
+    complete = Position.from_json(read_state(checkpoint).position).complete
+    if not complete or complete[0][0] != 0 or complete[0][1] < passes * plan.entries_per_pass:
+        found.append(f"complete entries {complete} are fewer than {passes} passes")
+    for entry in members(complete):
+        there = {
+            entry << ROW_BITS | slot << ROW_PLACE_BITS | row
+            for slot, piece in enumerate(plan.entry(entry))
+            for row, _ in enumerate(read_piece(piece, cfg.data.columns))
+        }
+        if there - counts.keys():
+            found.append(f"entry {entry}: {len(there - counts.keys())} samples never trained on")
+    return found
