@@ -97,7 +97,7 @@ def test_the_page_gets_tables_and_figures_and_keeps_its_words(tmp_path: Path) ->
     assert f"| ITO, λ = 2 | 3 | {fmean(scores):.1f} ± {stdev(scores):.1f} |" in first
     assert "| chance |  | 0.3 | 1.5 | 0.1 | 0.1 |" in first
     assert "Not there: ito_6, seed 2: finished." in first
-    assert f"| ITO, λ = 2 | 200 | 51,200 | 25,600 | 1.250 | {1.25 * 200 / 60:.1f} | 2.50 |" in first
+    assert f"| ITO, λ = 2 | 160 | 40,960 | 20,480 | 1.250 | {1.25 * 160 / 60:.1f} | 2.50 |" in first
     assert "**" in first, "a difference that is the same for all seeds is sure"
     for name in ("curves", "differences", "lambda"):
         assert f"](images/icons_quick-{name}.png)" in first
