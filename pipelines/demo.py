@@ -188,6 +188,8 @@ def _summary(outcome: job.Outcome, seconds: Mapping[str, float], total: float, m
         "rows_read": outcome.training.rows_read,
         "rows_delivered": outcome.training.rows_delivered,
         "rows_dropped": outcome.training.rows_dropped,
+        "checkpoint": outcome.chosen.why,
+        "stopped_early": outcome.chosen.stopped,
         "model_uri": outcome.registered.uri,
         "parity_max_abs_diff": outcome.verified.max_abs_difference,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
+from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, job, preflight
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.launch import TokenizerFiles
@@ -64,7 +65,8 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
             space.check(cfg)
             require_separate_test(options.test, cfg)
             data = preflight.plan_data(cfg)
-            preflight.require_model(cfg, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
+            # A tower that cannot be built is refused here, not by every trial.
+            DualEncoder(cfg.model, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
             book.open_session(_settings(cfg, options, space))
             cluster.connect(verbose=options.verbose)
             preflight.require_resources(cfg)  # waits for the first trial's nodes, if told to

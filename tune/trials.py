@@ -15,6 +15,8 @@ from tune.axes import Changes, apply
 from tune.book import BASELINE, Job
 
 TRIALS = "trials"
+UNJUDGED = {"best": "", "patience": 0, "min_improvement": 0}
+"""The sweep judges its trials itself, and takes their last weights."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TrialMaker:
             "name": job.key,
             "output": str(self.folder / TRIALS),
             "train": {"seed": job.seed, "keep_checkpoints": 1},
-            "eval": {"every": self.every},
+            "eval": {"every": self.every, "cpus": 0, "gpu": False, **UNJUDGED},
             "tracking": {"uri": self.store.uri},
         }
         return overlay(point, changes, source=job.key)

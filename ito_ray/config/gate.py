@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ito_ray.config.schema import PositiveFloat, PositiveInt, Probability, Section
+from ito_ray.config.section import PositiveFloat, PositiveInt, Probability, Section
 from ito_ray.errors import ConfigError
 
 TOP1 = "zero_shot/top1"

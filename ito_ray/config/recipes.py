@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from ito_ray.config.evaluation import EvalConfig
 from ito_ray.config.schema import (
     Config,
     DataConfig,
-    EvalConfig,
     FusionConfig,
     ImageTowerConfig,
     MethodConfig,
@@ -24,7 +24,8 @@ from ito_ray.errors import ConfigError
 def cc12m_vitb16() -> Config:
     """The paper's ViT-B/16 on CC12M: 30 passes over 10.9 M pairs.
 
-    python -m pipelines.train --recipe cc12m_vitb16 --data.train 's3://BUCKET/cc12m/{00000..01242}.tar'
+    python -m pipelines.train --recipe cc12m_vitb16 --data.train 's3://BUCKET/cc12m/{00000..01242}.tar' \\
+        --data.heldout 's3://BUCKET/cc12m-val/{0000..0009}.tar'
     """
     return Config(
         name="cc12m_vitb16",
@@ -39,14 +40,15 @@ def cc12m_vitb16() -> Config:
         train=TrainConfig(
             steps=30 * 10_900_000 // 2048, global_batch=2048, workers=8, gpu=True, cpus_per_worker=2, log_every=100
         ),
-        eval=EvalConfig(every=5000, max_samples=5000),
+        eval=EvalConfig(every=5000, max_samples=5000, cpus=4),
     )
 
 
 def yfcc15m_vitb16() -> Config:
     """The paper's ViT-B/16 on YFCC15M: batch and learning rate doubled and tripled.
 
-    python -m pipelines.train --recipe yfcc15m_vitb16 --data.train 's3://BUCKET/yfcc15m/{00000..01500}.tar'
+    python -m pipelines.train --recipe yfcc15m_vitb16 --data.train 's3://BUCKET/yfcc15m/{00000..01500}.tar' \\
+        --data.heldout 's3://BUCKET/yfcc15m-val/{0000..0009}.tar'
     """
     base = cc12m_vitb16()
     return base.model_copy(

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
+from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.section import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+)
 from ito_ray.errors import ConfigError
-from ito_ray.redact import redact_all
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,24 +30,6 @@ UNNAMED_SOURCE = "train"
 RESERVED_ALIASES = ("champion", "previous")
 _SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """A local path such as year=2024/a.tar would look like a name: write ./year=2024/a.tar."""
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and a key it does not know is an error.
-
-    What is written or printed of it (YAML, JSON, parameters, repr) has no passwords and tokens of addresses in it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_serializer(mode="wrap")
-    def _public(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = redact_all(handler(self))
-        return values
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, redact_all(value)
 
 
 class ViewsConfig(Section):
@@ -274,25 +257,6 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     max_failures: NonNegativeInt = 3
     """Restarts after a worker or node is lost."""
-
-
-class EvalConfig(Section):
-    """What is measured on data that is never trained on."""
-
-    every: NonNegativeInt = 0
-    """Steps between evaluations during training; 0 = only after training."""
-    max_samples: PositiveInt = 1000
-    """Held-out pairs used during training; after training all are used."""
-    captions: PositiveInt = 1
-    """Captions of a held-out image that count, the first ones; each is right for its image."""
-    zero_shot: tuple[str, ...] = ()
-    """Shards for zero-shot classification."""
-    classes: str = ""
-    """Text file, one class name a line; a sample's class is `zero_shot_field` of its json."""
-    templates: str = ""
-    """Text file, one prompt a line with {} for the class name; empty = the bare name."""
-    zero_shot_field: str = "name"
-    batch: PositiveInt = 256
 
 
 class TrackingConfig(Section):

@@ -26,39 +26,45 @@ def mixed_batches(
         Copies, `batch` rows each. When `blocks` ends, what is held back is drawn too; fewer than `batch` rows are left.
     """
     pool: dict[str, np.ndarray] = {}
+    order = np.empty(0, np.intp)
     count = 0
     for block in blocks:
         rows = len(next(iter(block.values())))
-        pool = _with_room(pool, block, count, rows)
+        pool, order = _with_room(pool, order, block, count + rows)
         for name, values in block.items():
-            pool[name][count : count + rows] = values
+            pool[name][order[count : count + rows]] = values
         count += rows
         while count >= hold + batch:
-            yield _draw(pool, count, batch, rng)
+            yield _draw(pool, order, count, batch, rng)
             count -= batch
     while count >= batch:
-        yield _draw(pool, count, batch, rng)
+        yield _draw(pool, order, count, batch, rng)
         count -= batch
 
 
-def _with_room(pool: dict[str, np.ndarray], block: Arrays, count: int, rows: int) -> dict[str, np.ndarray]:
-    if pool and len(next(iter(pool.values()))) >= count + rows:
-        return pool
-    grown = {}
-    for name, values in block.items():
-        grown[name] = np.empty((2 * (count + rows), *values.shape[1:]), values.dtype)
-        if pool:
-            grown[name][:count] = pool[name][:count]
-    return grown
+def _with_room(
+    pool: dict[str, np.ndarray], order: np.ndarray, block: Arrays, needed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    if pool and len(order) >= needed:
+        return pool, order
+    grown = {name: np.empty((2 * needed, *values.shape[1:]), values.dtype) for name, values in block.items()}
+    for name, values in pool.items():
+        grown[name][: len(order)] = values
+    return grown, np.concatenate([order, np.arange(len(order), 2 * needed)])
 
 
-def _draw(pool: dict[str, np.ndarray], count: int, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Take `batch` random rows of the first `count` out of the pool; the last rows move into the holes."""
+def _draw(
+    pool: dict[str, np.ndarray], order: np.ndarray, count: int, batch: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Take `batch` random rows of the pool. Rows are large, so they stay where they are and only their order changes.
+
+    Args:
+        order: int (rows of the pool,), in place: where the `count` rows that are held lie, then which places are free.
+    """
     picked = rng.choice(count, batch, replace=False)
-    drawn = {name: values[picked] for name, values in pool.items()}
+    places = order[picked]
     left = count - batch
     holes = picked[picked < left]
-    tail = np.setdiff1d(np.arange(left, count), picked)
-    for values in pool.values():
-        values[holes] = values[tail]
-    return drawn
+    order[holes] = order[np.setdiff1d(np.arange(left, count), picked)]
+    order[left:count] = places
+    return {name: values[places] for name, values in pool.items()}

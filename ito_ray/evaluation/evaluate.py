@@ -14,6 +14,7 @@ from ito_ray.evaluation.report import Measure, Report, Section
 from ito_ray.evaluation.subject import Passes, Subject, one_pass
 
 __all__ = [
+    "criteria",
     "evaluate",
     "geometry_measures",
     "read_classes",
@@ -75,3 +76,9 @@ def shares(cfg: Config) -> tuple[str, ...]:
     retrieved = (f"heldout/r{k}_{way}" for way in ("text_to_image", "image_to_text") for k in RECALLS)
     classified = (*(f"zero_shot/top{k}" for k in TOPS), "zero_shot/mean_per_class")
     return (*(retrieved if cfg.data.heldout else ()), *(classified if cfg.eval.zero_shot else ()))
+
+
+def criteria(cfg: Config) -> dict[str, bool]:
+    """Metrics of `evaluate` that say which of two encoders is better, and whether a larger value does."""
+    ranks = [f"heldout/median_rank_{way}" for way in ("text_to_image", "image_to_text")] if cfg.data.heldout else []
+    return dict.fromkeys(shares(cfg), True) | dict.fromkeys(ranks, False)

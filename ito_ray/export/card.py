@@ -51,13 +51,13 @@ class Origin:
     carbon_kg: float | None = None
 
 
-def training_facts(cfg: Config) -> dict[str, str]:
-    """The settings that a card names."""
+def training_facts(cfg: Config, steps: int) -> dict[str, str]:
+    """The settings that a card names, and how many steps the weights have seen."""
     method = cfg.method
     weight = f", fusion weight {method.fusion_weight:g}" if method.name == "ito" else ""
     return {
         "method": f"{method.name}{weight}, {cfg.data.views.count} views, {cfg.data.captions} captions a sample",
-        "steps": f"{cfg.train.steps:,} of {cfg.train.global_batch:,} pairs",
+        "steps": f"{steps:,} of {cfg.train.global_batch:,} pairs",
         "optimiser": f"AdamW, learning rate {cfg.optim.lr:g}, weight decay {cfg.optim.weight_decay:g}",
         "precision": cfg.train.precision,
         "seed": str(cfg.train.seed),

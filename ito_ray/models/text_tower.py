@@ -5,9 +5,7 @@ Shapes: B texts, T tokens, Q hidden width, D shared width.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +15,7 @@ from ito_ray.config.schema import TextTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.models.init import init_clip_text
 from ito_ray.models.locking import LockableTower, lock_text_net
+from ito_ray.models.pretrained import pretrained_folder
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,6 @@ def _clip(cfg: TextTowerConfig, tokenizer: Any) -> nn.Module:
     net: nn.Module = CLIPTextModel(config)
     init_clip_text(net)
     return net
-
-
-def pretrained_folder(source: str) -> str:
-    """The Transformers folder inside a SentenceTransformer folder; anything else (a hub name) as it is."""
-    modules = Path(source) / "modules.json"
-    if modules.is_file():
-        return str(Path(source) / json.loads(modules.read_text())[0]["path"])
-    return source
 
 
 def _pretrained(cfg: TextTowerConfig) -> nn.Module:

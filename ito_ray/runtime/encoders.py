@@ -13,6 +13,7 @@ from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Encoder, FolderEncoder, TowerEncoder
 from ito_ray.evaluation.peers import SCHEME, OpenClipEncoder
 from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.runtime import best
 from ito_ray.training import checkpoint
 from ito_ray.training.state import read_state
 
@@ -58,13 +59,15 @@ def open_encoder(address: str, *, batch: int, name: str = "", download: bool = F
 def open_checkpoint(folder: Path, *, batch: int, device: str = "cpu", name: str = "") -> TowerEncoder:
     """The encoder of a training checkpoint, the moving average where there is one; the fusion stays behind.
 
-    The run's tokenizer is expected beside the checkpoint, in `../tokenizer`, where training puts it.
+    The run's tokenizer is expected beside the checkpoint, in `../tokenizer`, where training puts it; that of a best
+    checkpoint (RUN/best/step-…) one folder further up.
 
     Raises:
         ConfigError: a checkpoint of another format, or without its tokenizer.
         DataError: a piece of a sharded checkpoint is missing.
     """
-    tokenizer_dir = folder.absolute().parent / "tokenizer"
+    place = folder.absolute().parent
+    tokenizer_dir = (place.parent if place.name == best.FOLDER else place) / "tokenizer"
     if not tokenizer_dir.is_dir():
         raise ConfigError(
             f"model={folder} is a checkpoint, but its run's tokenizer is not beside it: {tokenizer_dir} is missing."

@@ -24,13 +24,15 @@ from ito_ray.export.card import Origin, public_name, training_facts, with_origin
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.runtime import cluster, nodes, preflight, trainer
+from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
 from ito_ray.tracking.run import TrackedRun, open_run
 from ito_ray.training import checkpoint
+from ito_ray.training.selection import stopped_early
+from ito_ray.training.state import read_state
 
 STAGES = 5
 THUMBNAIL = 160
@@ -69,6 +71,7 @@ class Outcome:
     training: Training
     page: Path
     run: TrackedRun
+    chosen: best.Chosen
 
 
 def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> Outcome:
@@ -87,9 +90,10 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         disable_progress_bar()  # one for each weight file that is opened
     folder = Path(cfg.output).absolute() / cfg.name
     with stages.stage("Check data, model and cluster"):
+        preflight.require_evaluation(cfg)
         data = preflight.plan_data(cfg)
         tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
-        encoder = preflight.require_model(cfg, tokenizer)
+        encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
         cluster.connect(verbose=verbose)
         preflight.require_resources(cfg)
         stages.findings(nodes.inspect(cfg, ahead_bytes=trainer.bytes_ahead(cfg)))
@@ -100,8 +104,10 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
             newest, training = _train(cfg, recipe, data, folder, tracked, stages)
+            chosen = best.choose(cfg, newest)
+            stages.say(f"{chosen.stopped}{'; ' if chosen.stopped else ''}the checkpoint that ships: {chosen.why}")
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
-            verified = _export(encoder, tokenizer, newest, folder)
+            verified = _export(encoder, tokenizer, chosen.folder, folder)
             stages.say(f"largest difference to the trained model {verified.max_abs_difference:.1e} (allowed 1e-5)")
         with stages.stage("Evaluate what was exported"):
             report = evaluate(
@@ -109,16 +115,18 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
                 cfg,
                 thumbnail=THUMBNAIL,
             )
+            tracked.log(chosen.ended, {f"final/{name}": value for name, value in report.metrics().items()})
             page = _show(cfg, report, verified.folder, folder / "evaluation", tracked)
-            verified = with_origin(verified, _origin(cfg, training, report, identity.digest))
+            verified = with_origin(verified, _origin(cfg, training, report, identity.digest, chosen))
         with stages.stage("Register the encoder"):
-            registered = _register(cfg, verified, report, tracked, identity.digest)
+            tracked.set_tags({"ito.stopped": chosen.stopped or "finished", "ito.shipped": chosen.why})
+            registered = _register(cfg, verified, report, tracked, identity.digest, chosen)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
         tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracked.finish()
-    return Outcome(verified.folder, registered, report, verified, training, page, tracked)
+    return Outcome(verified.folder, registered, report, verified, training, page, tracked, chosen)
 
 
 def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder: DualEncoder) -> None:
@@ -139,6 +147,11 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
         f"model: {cfg.model.image.name} at {cfg.model.image.size} px ({towers[0]:.1f} M), {cfg.model.text.kind} text "
         f"({towers[1]:.1f} M), shared width {cfg.model.embed_dim}"
     )
+    if cfg.eval.cpus and cfg.eval.every:
+        lacking = preflight.no_room_for_evaluator(cfg)
+        apart = f"by an evaluator with {cfg.eval.cpus:g} CPUs while training goes on"
+        here = f"by rank 0 while the other workers wait, since {lacking}"
+        stages.say(f"evaluated every {cfg.eval.every:,} steps {here if lacking else apart}")
 
 
 def _train(
@@ -147,7 +160,8 @@ def _train(
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
     newest = trainer.latest_checkpoint(cfg)
-    if newest and record.is_file() and trainer.resumable_state(cfg, data.plan, newest).step >= cfg.train.steps:
+    known = trainer.resumable_state(cfg, data.plan, newest) if newest and record.is_file() else None
+    if newest and known and (known.step >= cfg.train.steps or stopped_early(cfg, known)):
         stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
         return newest, Training(**json.loads(record.read_text("utf-8")))
     meter = _Meter()
@@ -164,9 +178,10 @@ def _train(
         finally:
             _keep_quarantine(folder, tracked, stages)
     stages.table(trained.accounts)
+    step = read_state(trained.checkpoint).step
     for name, account in trained.accounts.items():
         numbers = {**account.metrics(), "fraction": account.fraction}
-        tracked.log(cfg.train.steps, {f"data/{name}/{key}": value for key, value in numbers.items()})
+        tracked.log(step, {f"data/{name}/{key}": value for key, value in numbers.items()})
     accounts = trained.accounts.values()
     training = Training(
         time.perf_counter() - started,
@@ -206,6 +221,8 @@ class _Meter:
         steady = self._seen[1:] or self._seen
         seconds = [1 / one["train/samples_per_second"] for one in steady]
         waited = [one["train/data_wait_share"] * duration for one, duration in zip(steady, seconds, strict=True)]
+        if not seconds:  # killed between the last checkpoint and the record: nothing is known any more
+            return 0.0, 0.0
         return len(steady) / sum(seconds), sum(waited) / sum(seconds)
 
 
@@ -222,8 +239,7 @@ def _export(encoder: DualEncoder, tokenizer: Any, source: Path, folder: Path) ->
 
 
 def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: TrackedRun) -> Path:
-    """Pictures and page into the run's folder and to MLflow; the final numbers as points at the last step."""
-    tracked.log(cfg.train.steps, {f"final/{name}": value for name, value in report.metrics().items()})
+    """Pictures and page into the run's folder and to MLflow."""
     usage = f'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("{encoder}")'
     dataset = ", ".join((*cfg.data.heldout, *cfg.eval.zero_shot))
     title = f"{cfg.tracking.model_name}: {cfg.name}"
@@ -233,7 +249,7 @@ def _show(cfg: Config, report: Report, encoder: Path, out: Path, tracked: Tracke
     return page
 
 
-def _origin(cfg: Config, training: Training, report: Report, digest: str) -> Origin:
+def _origin(cfg: Config, training: Training, report: Report, digest: str, chosen: best.Chosen) -> Origin:
     """What the model card says of this run."""
     device = "GPU" if cfg.train.gpu else "CPU"
     return Origin(
@@ -242,7 +258,7 @@ def _origin(cfg: Config, training: Training, report: Report, digest: str) -> Ori
         data_licence=cfg.data.licence or None,
         data_pairs_read=training.rows_delivered,
         recipe=training.recipe or None,
-        training=training_facts(cfg),
+        training={**training_facts(cfg, chosen.step), "checkpoint": chosen.why},
         git=training.git or None,
         evaluated_on=", ".join(map(public_name, (*cfg.data.heldout, *cfg.eval.zero_shot))) or None,
         metrics=report.metrics(),
@@ -253,7 +269,9 @@ def _origin(cfg: Config, training: Training, report: Report, digest: str) -> Ori
     )
 
 
-def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str) -> Registered:
+def _register(
+    cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str, chosen: best.Chosen
+) -> Registered:
     """A new version, unless this very encoder is one already: running the job again is safe."""
     name = cfg.tracking.model_name
     if known := find(verified.digest, store=tracked.store, model_name=name):
@@ -262,7 +280,8 @@ def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedR
         "ito.data_digest": digest,
         "ito.method": cfg.method.name,
         "ito.fusion_weight": f"{cfg.method.fusion_weight:g}",
-        "ito.steps": str(cfg.train.steps),
+        "ito.steps": str(chosen.step),
+        "ito.shipped": chosen.why,
         "ito.intervals": json.dumps(report.intervals),
     }
     return register(
@@ -272,7 +291,7 @@ def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedR
         model_name=name,
         alias=cfg.tracking.alias,
         run=tracked,
-        step=cfg.train.steps,
+        step=chosen.ended,  # where the run's own points of these metrics are
         metrics={f"final/{name}": value for name, value in report.metrics().items()},
         measured_on={f"final/{kind}/": data for kind, data in evaluation_sets(cfg).items()},
         tags=tags,

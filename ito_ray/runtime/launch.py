@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ito_ray.config.schema import Config
 from ito_ray.runtime.monitor import MonitorHandle
@@ -52,3 +54,17 @@ class Launch:
     """The driver's working folder, which relative paths of the configuration start from."""
     judged: bool = False
     """Whether the driver decides after each evaluation if training goes on."""
+    evaluator: bool = False
+    """Whether evaluations are made on resources of their own (`eval.cpus`)."""
+
+    def go_to_folder(self) -> None:
+        """Ray starts its processes in a folder of their own."""
+        if Path(self.folder).is_dir():
+            os.chdir(self.folder)
+
+
+def train_worker(given: dict[str, Any]) -> None:
+    """What Ray Train calls in its workers. Who only asks for them (a trial's driver) does not import torch and timm."""
+    from ito_ray.runtime import worker
+
+    worker.train_worker(given)

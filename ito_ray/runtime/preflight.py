@@ -18,8 +18,7 @@ from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.sources import open_labelled, open_pairs
-from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.models.text_tower import pretrained_folder
+from ito_ray.models.pretrained import pretrained_folder
 
 ENTRIES_PROBED = 8
 """Entries of the plan that are searched for a readable sample before the run is refused."""
@@ -74,7 +73,7 @@ def require_resources(cfg: Config) -> None:
         ClusterError: too few CPUs beside the workers for Ray Data, too few GPUs, or no node with the wanted labels,
             also after `train.wait_minutes`.
     """
-    if cfg.train.wait_minutes and _lacking(cfg):
+    if cfg.train.wait_minutes and (_lacking(cfg) or (cfg.eval.cpus and no_room_for_evaluator(cfg))):
         _wait_for_nodes(cfg)
     if reason := _lacking(cfg):
         raise ClusterError(f"{reason} Where an autoscaler adds nodes, --train.wait-minutes 15 waits for them.")
@@ -107,12 +106,53 @@ def _lacking(cfg: Config) -> str:
     return ""
 
 
+def require_evaluation(cfg: Config) -> None:
+    """Refuse what the run would only fail for at its first evaluation, or at its end.
+
+    Raises:
+        ConfigError: nothing to evaluate on, or an `eval.best` that the evaluations do not give.
+    """
+    from ito_ray.training.selection import criterion  # torch: not for a trial's driver
+
+    if not cfg.data.heldout and not cfg.eval.zero_shot:
+        raise ConfigError(
+            "data.heldout and eval.zero_shot are both empty, so nothing could be said of what is trained: give shards "
+            "of at least one of them."
+        )
+    criterion(cfg)
+
+
+def has_evaluator(cfg: Config) -> bool:
+    """Whether evaluations during training are made beside it, and there is room for that."""
+    return bool(cfg.eval.cpus and cfg.eval.every) and not no_room_for_evaluator(cfg)
+
+
+def no_room_for_evaluator(cfg: Config) -> str:
+    """What the cluster lacks for an evaluator beside training and a CPU for Ray Data; empty if nothing."""
+    total, wanted = ray.cluster_resources(), cfg.eval.cpus
+    free = total.get("CPU", 0.0) - cfg.train.workers * cfg.train.cpus_per_worker - 1
+    gpus = total.get("GPU", 0.0) - cfg.train.workers * cfg.train.gpu
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max((node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0.0) >= cfg.eval.gpu), default=0.0)
+    if cfg.eval.gpu and gpus < 1:
+        return "eval.gpu wants a GPU beside those of the training workers, and there is none"
+    if wanted > min(free, largest):
+        return (
+            f"eval.cpus={wanted:g} on one node, but beside training and a CPU for Ray Data the cluster has {free:g}, "
+            f"and its largest node {largest:g} in all"
+        )
+    return ""
+
+
 def _wait_for_nodes(cfg: Config) -> None:
     """Ask for all that the run will hold at once, so that an autoscaler sees it, and let go of it again."""
     bundle = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
+    evaluator = [{"CPU": cfg.eval.cpus} | ({"GPU": 1.0} if cfg.eval.gpu else {})] if cfg.eval.cpus else []
     asked = placement_group(
-        [bundle] * cfg.train.workers + [{"CPU": 1.0}],
-        bundle_label_selector=[cfg.train.node_labels] * cfg.train.workers + [cfg.data.node_labels],
+        [bundle] * cfg.train.workers + [{"CPU": 1.0}] + evaluator,
+        bundle_label_selector=[cfg.train.node_labels] * cfg.train.workers
+        + [cfg.data.node_labels]
+        + [{} for _ in evaluator],
     )
     try:
         asked.wait(60 * cfg.train.wait_minutes)
@@ -151,12 +191,3 @@ def _captions(cfg: Config, plan: ShardPlan) -> Iterator[str]:
         for piece in plan.entry(entry):
             for row in read_patiently(piece, cfg.data.columns):
                 yield from row.captions
-
-
-def require_model(cfg: Config, tokenizer: Any) -> DualEncoder:
-    """Build the towers once in the driver: a wrong name or argument shows here and not on every worker.
-
-    Raises:
-        ConfigError: a tower that cannot be built.
-    """
-    return DualEncoder(cfg.model, tokenizer)

@@ -20,13 +20,12 @@ from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
-from ito_ray.runtime import snapshot
+from ito_ray.runtime import preflight, snapshot
 from ito_ray.runtime.cluster import own_signals
-from ito_ray.runtime.launch import Launch, TokenizerFiles
+from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
 from ito_ray.runtime.stream import StreamFactory, entries_needed
-from ito_ray.runtime.worker import train_worker
 from ito_ray.training.state import State, read_state, require_same_run
 
 POLL_SECONDS = 0.5
@@ -143,7 +142,8 @@ def _trainer(
     cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle, *, judged: bool
 ) -> TorchTrainer:
     count = entries_needed(cfg, data.rows_per_entry)
-    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged)
+    evaluator = not judged and preflight.has_evaluator(cfg)
+    launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged, evaluator)
     stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
     resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     return TorchTrainer(

@@ -61,9 +61,11 @@ class Hooks:
     evaluate: Callable[[int], bool]
     """Every `eval.every` steps, all ranks, before a checkpoint of the same step; False ends training there."""
     checkpoint: Callable[[int], None]
-    """Every `train.checkpoint_every` steps and where training ends, all ranks."""
+    """Every `train.checkpoint_every` steps and where training ends, all ranks, once a step."""
     at_end: bool = False
     """Evaluate after the last step too."""
+    with_checkpoint: bool = False
+    """Leave a checkpoint at every evaluation."""
 
 
 def use_bf16(cfg: Config, device: torch.device) -> bool:
@@ -134,8 +136,8 @@ def train(
         terms = {"loss/total": result.loss.detach(), **result.metrics, "grad_norm": whole(grad_norm)}
         guard.watch(step, terms)
         log_now = done % cfg.train.log_every == 0 or last or done == 1
-        checkpoint_now = done % cfg.train.checkpoint_every == 0 or last
         evaluate_now = hooks.at_end if last else bool(cfg.eval.every) and done % cfg.eval.every == 0
+        checkpoint_now = done % cfg.train.checkpoint_every == 0 or last or (evaluate_now and hooks.with_checkpoint)
         if log_now or checkpoint_now or evaluate_now:
             guard.check()
         if log_now:

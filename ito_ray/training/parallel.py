@@ -8,6 +8,8 @@ Source: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ito_ray.losses.gather import world_size
 from ito_ray.methods.base import Method
 from ito_ray.models.blocks import repeated_blocks
+
+T = TypeVar("T")
 
 
 def shard(method: Method, device: torch.device) -> None:
@@ -43,6 +47,15 @@ def average_own_gradients(model: nn.Module, own: list[nn.Parameter]) -> None:
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
         parameter.grad /= world_size()
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """Every rank's value, on every rank: a collective."""
+    if world_size() == 1:
+        return [value]
+    gathered = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def local(tensor: Tensor) -> Tensor:

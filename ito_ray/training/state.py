@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ class State:
     """(step, values) that may not have reached the tracker yet: a driver that is killed takes them with it."""
     tallies: dict[str, Any]
     """Account of the rows of all entries that the position holds complete (data/tally.py)."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, value) of `eval.best`, of all evaluations that are in."""
+    evaluating: bool = False
+    """Whether the evaluation after `step` steps was under way: whoever goes on from here makes it again."""
+    stopped: bool = False
+    """Whether training was ended here because `eval.best` did not improve."""
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -51,7 +57,15 @@ def read_state(folder: Path) -> State:
         )
     metrics = [(step, values) for step, values in document["metrics"]]
     return State(
-        document["step"], document["position"], document["config"], document["plan"], metrics, document["tallies"]
+        document["step"],
+        document["position"],
+        document["config"],
+        document["plan"],
+        metrics,
+        document["tallies"],
+        [(step, value) for step, value in document.get("curve", [])],
+        document.get("evaluating", False),
+        document.get("stopped", False),
     )
 
 
@@ -64,13 +78,13 @@ def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None
         ConfigError: naming the first section that differs.
     """
     now = cfg.model_dump(mode="json")
-    fixed = [(section, field) for section in ("data", "model", "method") for field in state.config[section]]
+    fixed = [(section, key) for section in ("data", "model", "method") for key in state.config[section]]
     fixed.remove(("data", "node_labels"))  # where, not what
-    for section, field in [*fixed, ("optim", "name"), ("train", "ema")]:
-        before = state.config[section][field]
-        if now[section].get(field) != before:
+    for section, key in [*fixed, ("optim", "name"), ("train", "ema"), ("eval", "best")]:
+        before = state.config[section].get(key, "")
+        if now[section].get(key) != before:
             raise ConfigError(
-                f"{section}.{field}={now[section].get(field)!r}, but the run {cfg.name!r} was started with "
+                f"{section}.{key}={now[section].get(key)!r}, but the run {cfg.name!r} was started with "
                 f"{before!r} and has a checkpoint in {folder}: choose another --name to start afresh, or the old "
                 "value to resume."
             )

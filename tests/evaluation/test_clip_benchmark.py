@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.clip_benchmark import main
-from ito_ray.config.schema import Config, DataConfig, EvalConfig
+from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.schema import Config, DataConfig
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.runtime.encoders import open_encoder
 from tests.evaluation.clip_like import write_clip

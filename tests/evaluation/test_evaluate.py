@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ito_ray.config.schema import Config, DataConfig, EvalConfig
+from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.schema import Config, DataConfig
 from ito_ray.data.heldout import HeldoutReader
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.evaluate import evaluate, read_classes, read_templates

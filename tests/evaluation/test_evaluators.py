@@ -11,7 +11,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 
-from ito_ray.config.schema import Config, DataConfig, EvalConfig
+from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.schema import Config, DataConfig
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation import probe, robustness
 from ito_ray.evaluation.confusion import _shown, confusion, confusion_section, first_choice

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ito_ray.config.schema import Config, DataConfig, EvalConfig
+from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.schema import Config, DataConfig
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.classes import read_class_table
 from ito_ray.evaluation.evaluate import evaluate

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ito_ray.config.schema import Config, DataConfig, EvalConfig
+from ito_ray.config.evaluation import EvalConfig
+from ito_ray.config.schema import Config, DataConfig
 from ito_ray.errors import DataError
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.subject import Subject

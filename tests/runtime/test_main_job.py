@@ -1,7 +1,7 @@
 """The main job, from shards to the registry, on real Ray, real MLflow and real processes, killed on the way.
 
-Two sources, bad samples, micro-batches and evaluation half-way; killed while two workers share the weights, resumed by
-one with whole copies: every sample once, every row accounted for, one unbroken curve, and the model that was trained.
+Two sources, bad samples, micro-batches and evaluations beside training; killed while two workers share the weights,
+resumed by one with whole copies: every sample once, every row accounted for, one unbroken curve, and the best model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow.artifacts import list_artifacts
 from rich.console import Console
 
@@ -33,10 +34,12 @@ from ito_ray.data.rows import read_piece
 from ito_ray.data.tokens import load_tokenizer, tokenize
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import FolderEncoder
+from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.export.card import read_origin
 from ito_ray.export.checks import check_manifest
 from ito_ray.runtime import job, trainer
 from ito_ray.runtime.console import Stages
+from ito_ray.runtime.encoders import open_checkpoint
 from ito_ray.runtime.preflight import plan_data
 from ito_ray.runtime.snapshot import COPY
 from ito_ray.tracking.registry import download, load
@@ -47,7 +50,8 @@ from tests.runtime.shards import caption, sample, small_config, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 REPOSITORY = Path(__file__).parents[2]
-STEPS, CUT, BATCH = 50, 20, 16
+STEPS, CUT, BATCH, EVERY = 50, 20, 16, 10
+BEST = "heldout/r5_image_to_text"
 BAD = ("bad0", "bad1")
 
 
@@ -63,9 +67,10 @@ def _config(tmp: Path, workers: int) -> Config:
         "max_bad_fraction": 0.1,
     }
     train: dict[str, Any] = {"steps": STEPS, "global_batch": BATCH, "workers": workers, "checkpoint_every": 5}
-    train |= {"micro_batch": 4, "parallel": "fsdp" if workers > 1 else "ddp"}
+    train |= {"micro_batch": 4, "parallel": "fsdp" if workers > 1 else "ddp", "cpus_per_worker": 0.25}
     text = {"vocab_size": 200}  # enough to tell all captions apart
-    changes = {"eval": {"every": 10}, "tracking": {"model_name": "small"}}
+    live = {"every": EVERY, "cpus": 0.5, "best": BEST}
+    changes = {"eval": live, "tracking": {"model_name": "small"}}
     return small_config(tmp, data=data, train=train, model={"text": text}, **changes)
 
 
@@ -159,6 +164,7 @@ def test_killed_with_two_workers_and_resumed_with_one(tmp_path: Path, capsys: py
 
     outcome = _run(cfg)
     _one_run_with_one_unbroken_curve(outcome)
+    _the_best_evaluation_is_what_was_kept_and_shipped(cfg, outcome)
     _the_registered_model_is_the_trained_one(outcome)
     _its_card_says_what_the_run_measured(outcome)
     with pytest.raises(ConfigError, match=r"model\.embed_dim=32"):
@@ -180,11 +186,30 @@ def _one_run_with_one_unbroken_curve(outcome: job.Outcome) -> None:
         run.data.metrics
     )
     half_way = client.get_metric_history(run.info.run_id, "eval/heldout/r1_text_to_image")
-    assert {point.step for point in half_way} == set(range(10, STEPS, 10))
+    assert sorted(point.step for point in half_way) == list(range(EVERY, STEPS + 1, EVERY))
+    assert "eval/evaluator_lost" not in run.data.metrics, "all by the evaluator"
     final = {name: run.data.metrics[f"final/{name}"] for name in outcome.report.metrics()}
     assert outcome.report.metrics() == final, "evaluating the exported encoder again gives the same numbers"
     pictures = {entry.path for entry in client.list_artifacts(run.info.run_id, "evaluation")}
     assert {f"evaluation/{name}" for name in ("index.html", "gallery.png", "map.png")} <= pictures
+
+
+def _the_best_evaluation_is_what_was_kept_and_shipped(cfg: Config, outcome: job.Outcome) -> None:
+    """The evaluator's numbers are, to the last bit, those of the checkpoint measured here."""
+    client, run_id = outcome.run.client, outcome.run.run_id
+    curve = {point.step: point.value for point in client.get_metric_history(run_id, f"eval/{BEST}")}
+    chosen = outcome.chosen
+    assert chosen.step == max(curve, key=lambda step: (curve[step], -step))
+    assert BEST in chosen.why and client.get_run(run_id).data.tags["ito.shipped"] == chosen.why
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        encoder = open_checkpoint(chosen.folder, batch=cfg.eval.batch)
+        here = evaluate(encoder, cfg, limit=cfg.eval.max_samples).metrics()
+    finally:
+        torch.set_num_threads(threads)
+    told = {name: client.get_metric_history(run_id, f"eval/{name}") for name in here}
+    assert here == {name: next(one.value for one in points if one.step == chosen.step) for name, points in told.items()}
 
 
 def _the_registered_model_is_the_trained_one(outcome: job.Outcome) -> None:
@@ -202,7 +227,8 @@ def _the_registered_model_is_the_trained_one(outcome: job.Outcome) -> None:
 def _its_card_says_what_the_run_measured(outcome: job.Outcome) -> None:
     known = read_origin(download(outcome.registered.uri, outcome.run.store))
     assert known.metrics == outcome.report.metrics()
-    assert known.training["steps"] == f"{STEPS} of {BATCH} pairs"
+    assert known.training["steps"] == f"{outcome.chosen.step} of {BATCH} pairs"
+    assert known.training["checkpoint"] == outcome.chosen.why
     assert (known.recipe, known.git) == (outcome.training.recipe, outcome.training.git)
     assert known.recipe and str(known.data).endswith("/rare") and known.data_licence is None
     assert known.data_pairs_read == outcome.training.rows_delivered

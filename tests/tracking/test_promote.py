@@ -14,8 +14,9 @@ import torch
 from mlflow.artifacts import download_artifacts
 from PIL import Image
 
+from ito_ray.config.evaluation import EvalConfig
 from ito_ray.config.gate import Gate
-from ito_ray.config.schema import Config, DataConfig, EvalConfig
+from ito_ray.config.schema import Config, DataConfig
 from ito_ray.errors import ConfigError, TrackingError
 from ito_ray.evaluation.encoder import Embeddings, FolderEncoder
 from ito_ray.export.checks import folder_manifest, manifest_digest, write_manifest
