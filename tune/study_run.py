@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ito_ray.config.load import overlay
+from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, preflight
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.desk import Order
@@ -69,7 +70,8 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
             test = study.test
             require_separate_test([*test["data"]["heldout"], *test.get("eval", {}).get("zero_shot", ())], cfg)
             data = preflight.plan_data(cfg)
-            preflight.require_model(cfg, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
+            # A tower that cannot be built is refused here, not by every trial.
+            DualEncoder(cfg.model, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
             book.open_session(settings(study))
             cluster.connect(verbose=False)
             preflight.require_resources(cfg)
