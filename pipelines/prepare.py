@@ -74,7 +74,8 @@ class Icons:
     format: Literal["tar", "parquet", "both"] = "tar"
     """WebDataset tars, Parquet files, or both side by side."""
     names: Names = IconPlan.names
-    """`shared`: things that at least two families draw; `all`: every drawing."""
+    """`shared`: things that at least two families draw; `tested`: of those, what the unseen artist draws, too; `all`:
+    every drawing."""
     per_drawing: int = IconPlan.per_drawing
     """Training pictures of each drawing."""
     heldout: int = IconPlan.heldout

@@ -1,1 +1,1 @@
-"""Sweeps over the alignment and fusion weights come here; run as `python -m tune.search`."""
+"""Sweeps over settings (`python -m tune.search`) and studies of fixed arms (`python -m tune.ablation`)."""

@@ -21,7 +21,9 @@ from tune.axes import Changes
 
 State = Literal["open", "finished", "stopped", "failed", "crashed"]
 """open: runs, or goes on when the sweep does; stopped: by the sweep; failed: by its settings; crashed: by the rest."""
-Phase = Literal["search", "confirm"]
+Phase = Literal["search", "confirm", "study"]
+BOOK = "book.jsonl"
+"""Name of the file, in the folder of the sweep."""
 BASELINE = 0
 """The point that is the recipe as it is."""
 TEST = "test"

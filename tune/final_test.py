@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,8 +56,9 @@ def measure_test(book: Book, maker: TrialMaker, patterns: Sequence[str]) -> None
             f"--test {' '.join(patterns)}: this sweep was tested on {' '.join(known['shards'])} before; a second "
             "look at other data would let you choose the one you like. Give the same, or another --name."
         )
+    changes = {"data": {"heldout": list(patterns)}, "eval": {"zero_shot": []}}
     scores = {
-        str(point): [_measure(maker, trial.job, patterns) for trial in trials if trial.state == "finished"]
+        str(point): [measure(maker, one.job, changes, source="--test") for one in trials if one.state == "finished"]
         for point, trials in book.points("confirm").items()
         if str(point) not in known["scores"]
     }
@@ -64,15 +66,21 @@ def measure_test(book: Book, maker: TrialMaker, patterns: Sequence[str]) -> None
         book.note(TEST, {"shards": list(patterns), "scores": {**known["scores"], **scores}})
 
 
-def _measure(maker: TrialMaker, job: Job, patterns: Sequence[str]) -> dict[str, float]:
+def measure(maker: TrialMaker, job: Job, changes: dict[str, Any], *, source: str) -> dict[str, float]:
+    """The numbers of a trial that has finished and keeps its weights.
+
+    Args:
+        changes: laid over its configuration: the test sets.
+        source: where they come from, for messages.
+    """
     cfg = maker.config(job)
     order = maker.order(job)
     own = Path(cfg.output) / cfg.name / "tokenizer"
     tokenizer = load_tokenizer(order.tokenizer.folder() if order.tokenizer else str(own))
     encoder = DualEncoder(cfg.model, tokenizer)
-    source = trainer.latest_checkpoint(cfg)
-    assert source is not None, f"{job.key} has finished and keeps its weights"
-    checkpoint.load_encoder(source, encoder)
+    newest = trainer.latest_checkpoint(cfg)
+    assert newest is not None, f"{job.key} has finished and keeps its weights"
+    checkpoint.load_encoder(newest, encoder)
     encoder.eval()
-    tested = overlay(cfg, {"data": {"heldout": list(patterns)}, "eval": {"zero_shot": []}}, source="--test")
+    tested = overlay(cfg, changes, source=source)
     return evaluate(TowerEncoder(encoder, tokenizer, torch.device("cpu"), cfg.eval.batch), tested).metrics()

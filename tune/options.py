@@ -61,14 +61,22 @@ class SearchOptions(Options):
     """Train the winner with the main job and register it under the alias `candidate`."""
 
 
+def require_optuna() -> None:
+    """
+    Raises:
+        ConfigError: the extra `tune` is not installed.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError('Sweeps need Optuna, which is not installed: pip install "ito_ray[tune]".')
+
+
 def check(options: SearchOptions, cfg: Config) -> None:
     """Refuse what does not fit together.
 
     Raises:
         ConfigError: naming the option.
     """
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError('Sweeps need Optuna, which is not installed: pip install "ito_ray[tune]".')
+    require_optuna()
     for name, least in LEAST.items():
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give {least} or more.")

@@ -87,8 +87,8 @@ class Search:
 
 
 @dataclass
-class Confirmation:
-    """Some points with fresh seeds, all to the end, whatever the budget: without it nobody knows."""
+class Listed:
+    """These jobs in their order, all to the end, whatever the budget: a confirmation, or the arms of a study."""
 
     book: Book
     jobs: Sequence[Job]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,41 +14,25 @@ from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, job, preflight
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
-from ito_ray.tracking.run import Status, TrackedRun, open_run
-from ito_ray.tracking.sweep import SWEEP, child_tags, fetch_file, settle
+from ito_ray.tracking.run import TrackedRun
+from ito_ray.tracking.sweep import child_tags, fetch_file, settle
 from tune.axes import Space
-from tune.book import Book, Phase, State, Trial
+from tune.book import BOOK, Book, Phase, Trial
 from tune.capacity import Need, require_capacity
 from tune.decision import Decision, confirmation_jobs, decide
 from tune.drive import Sweep, drive, open_desk
 from tune.final_test import measure_test, require_separate_test
 from tune.judging import Objective
 from tune.options import SearchOptions
-from tune.plan import Confirmation, Plan, Search
+from tune.parent import ENVIRONMENT, endings, fields, open_parent
+from tune.plan import Listed, Plan, Search
 from tune.report import write_report
 from tune.searchers import make_searcher
 from tune.stopping import Rungs, Stopping
 from tune.table import SweepTable
 from tune.trials import TrialMaker, evaluation_interval
 
-BOOK = "book.jsonl"
 STAGES = 4
-ENVIRONMENT = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration start from where the command was given
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the book and MLflow have everything
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # nobody resumes from Ray Tune's snapshots
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metric to report
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command like any other
-    "RAY_AIR_NEW_OUTPUT": "0",  # it prints a banner however quiet it is told to be
-}
-STATUS: Mapping[State, Status] = {
-    "open": "KILLED",
-    "finished": "FINISHED",
-    "stopped": "KILLED",
-    "failed": "FAILED",
-    "crashed": "FAILED",
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,8 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
             preflight.require_resources(cfg)  # waits for the first trial's nodes, if told to
             capacity = require_capacity(Need.of(cfg, options.data_cpus), options.concurrent)
             stages.say(str(capacity))
-            tracked = _open_parent(cfg, options, space, folder, data)
+            tags = _tags(options, space)
+            tracked = open_parent(cfg, folder.name, recipe=options.recipe, tags=tags, data=data)
             if book.trials:
                 stages.say(f"resumed: {len(book.trials)} trials are known, {len(_open(book))} go on")
         maker = TrialMaker(
@@ -120,18 +104,8 @@ def _open(book: Book) -> list[Trial]:
     return [trial for trial in book.trials.values() if trial.state == "open"]
 
 
-def endings(book: Book, *, only_ended: bool = False) -> dict[str, tuple[Status, str]]:
-    """How each trial's MLflow run is to be closed."""
-    return {
-        key: (STATUS[trial.state], trial.reason or ("interrupted" if trial.state == "open" else trial.state))
-        for key, trial in book.trials.items()
-        if trial.state != "open" or not only_ended
-    }
-
-
 def _settings(cfg: Config, options: SearchOptions, space: Space) -> dict[str, Any]:
     """What may not change when a sweep goes on; budget, points, concurrency and confirmation may."""
-    config = cfg.model_dump(mode="json", exclude={"tracking": True, "output": True, "name": True})
     return {
         "recipe": options.recipe,
         "space": [list(row) for row in space.rows()],
@@ -143,25 +117,13 @@ def _settings(cfg: Config, options: SearchOptions, space: Space) -> dict[str, An
         "against": options.against,
         "warm_start": list(options.warm_start),
         "evaluate_every": evaluation_interval(cfg, options.factor),
-        "config": {name: value for section in config.items() for name, value in _flat(*section)},
+        "config": fields(cfg),
     }
 
 
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        return [(prefix, value)]
-    return [pair for name, below in value.items() for pair in _flat(f"{prefix}.{name}", below)]
-
-
-def _open_parent(
-    cfg: Config, options: SearchOptions, space: Space, folder: Path, data: preflight.TrainingData
-) -> TrackedRun:
-    identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
-    named = cfg.model_copy(update={"name": folder.name})
-    tracked = open_run(named, recipe=options.recipe, dataset=identity, versions=installed_versions(), git=git_commit())
+def _tags(options: SearchOptions, space: Space) -> dict[str, str]:
     rows = "; ".join(" ".join(row).strip() for row in space.rows())
-    tracked.set_tags({SWEEP: folder.name, "ito.space": rows, "ito.objective": " ".join(options.objective)})
-    return tracked
+    return {"ito.space": rows, "ito.objective": " ".join(options.objective)}
 
 
 @dataclass(frozen=True)
@@ -194,7 +156,7 @@ class _Session:
         with self.stages.stage(f"Confirm the best on fresh seeds ({options.confirm})"):
             if options.confirm and not options.against:
                 jobs = confirmation_jobs(book, self.objective, options.confirm, self.cfg.train.seed)
-                self._drive(sweep, Confirmation(book, jobs), "confirm")
+                self._drive(sweep, Listed(book, jobs), "confirm")
             if options.test and book.points("confirm"):
                 measure_test(book, self.maker, options.test)
             decision = decide(book, self.objective)

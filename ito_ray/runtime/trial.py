@@ -25,6 +25,8 @@ from ito_ray.tracking.run import open_run
 
 STEP_SECONDS = "step_seconds"
 """Mean duration of a step, beside the evaluation's numbers."""
+STEP_CPU_SECONDS = "step_cpu_seconds"
+"""The same in CPU time of all ranks, which other work on the machine hardly changes."""
 
 
 def run_trial(given: dict[str, Any]) -> None:
@@ -86,6 +88,7 @@ class _Judged:
     def __init__(self, key: str, desk: Any, outbox: Outbox, global_batch: int) -> None:
         self._key, self._desk, self._outbox, self._batch = key, desk, outbox, global_batch
         self._seconds: list[float] = []
+        self._cpu_seconds: list[float] = []
         self._stopped = ""
 
     def fit(self, train: Train) -> str:
@@ -97,12 +100,13 @@ class _Judged:
         self._outbox.log(step, metrics)
         if rate := metrics.get("train/samples_per_second"):
             self._seconds.append(self._batch / rate)
+            self._cpu_seconds.append(self._batch * metrics["train/cpu_ms_per_sample"] / 1000)
 
     def _judge(self, step: int, metrics: Mapping[str, float]) -> bool:
         values = {name.removeprefix("eval/"): value for name, value in metrics.items()}
-        steady = self._seconds[1:] or self._seconds
-        if steady:
-            values[STEP_SECONDS] = sum(steady) / len(steady)
+        for name, taken in ((STEP_SECONDS, self._seconds), (STEP_CPU_SECONDS, self._cpu_seconds)):
+            if steady := taken[1:] or taken:
+                values[name] = sum(steady) / len(steady)
         ray.tune.report({"step": step, "values": values})
         self._stopped = ray.get(self._desk.verdict.remote(self._key, step))
         return not self._stopped

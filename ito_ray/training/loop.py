@@ -32,17 +32,23 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass
 class Clock:
-    """Seconds since the last report, in all and waiting for data."""
+    """Seconds since the last report: in all, waiting for data, and of this process on all its CPUs."""
 
     started: float = field(default_factory=time.perf_counter)
+    cpu_started: float = field(default_factory=time.process_time)
     waited: float = 0.0
     samples: int = 0
 
     def rates(self) -> dict[str, float]:
-        """Samples per second and the share of time waiting for data since the last call; starts anew."""
+        """Samples a second, CPU-ms of all ranks for one, the share of time waiting for data; starts anew."""
         elapsed = max(time.perf_counter() - self.started, 1e-9)
-        rates = {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
-        self.started, self.waited, self.samples = time.perf_counter(), 0.0, 0
+        cpu = world_size() * (time.process_time() - self.cpu_started)  # the other ranks do the same work
+        rates = {
+            "samples_per_second": self.samples / elapsed,
+            "data_wait_share": self.waited / elapsed,
+            "cpu_ms_per_sample": 1000 * cpu / max(self.samples, 1),
+        }
+        self.started, self.cpu_started, self.waited, self.samples = time.perf_counter(), time.process_time(), 0.0, 0
         return rates
 
 

@@ -26,6 +26,7 @@ TEXTS = sorted(
         "deploy/**/*",
         "pipelines/*.py",
         "benchmarks/*.py",
+        "tune/*.py",
         "ito_ray/config/*.py",
     )
     for path in REPOSITORY.glob(pattern)
@@ -38,10 +39,10 @@ class _Parsed(BaseException):
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Words of every `python -m pipelines.…`, `python -m benchmarks.…` and `make submit ARGS=…` in a text."""
+    """Words of every `python -m pipelines.…`, `… benchmarks.…`, `… tune.…` and `make submit ARGS=…` in a text."""
     text = re.sub(r"^[ \t]*#[ \t]?", "", text, flags=re.MULTILINE)  # commands in comments
     text = re.sub(r"\\\n[ \t]*", " ", text)
-    for found in re.finditer(r"python -m ((?:pipelines|benchmarks)\.[a-z_]+)([^\n`]*)", text):
+    for found in re.finditer(r"python -m ((?:pipelines|benchmarks|tune)\.[a-z_]+)([^\n`]*)", text):
         yield [found[1], *_words(found[2])]
     for found in re.finditer(r"make submit ARGS='([^']*)'", text):
         module, *words = _words(found[1])

@@ -12,7 +12,7 @@ from tune.axes import Axis, Choice, Range, Space
 from tune.book import BASELINE, Book, Job, State
 from tune.budget import Budget
 from tune.judging import Objective
-from tune.plan import Confirmation, Search
+from tune.plan import Listed, Search
 from tune.searchers import OptunaSearcher, Searcher, SearcherName, make_searcher
 from tune.spaces import WITH_FUSION, ito_lambda
 from tune.stopping import Rungs, SchedulerName, Stopping
@@ -108,14 +108,14 @@ def test_a_spent_budget_starts_nothing_new(tmp_path: Path) -> None:
         assert plan.is_finished and plan.next() is None
 
 
-def test_confirmation_runs_each_job_once_over_all_sessions(tmp_path: Path) -> None:
+def test_listed_jobs_run_once_each_over_all_sessions(tmp_path: Path) -> None:
     jobs = [Job(point, 1000, "confirm", {}) for point in (0, 3)]
     with Book(tmp_path / "book.jsonl") as book:
-        plan = Confirmation(book, jobs)
+        plan = Listed(book, jobs)
         assert plan.next() == jobs[0]
         _run(book, jobs[0])
         assert plan.next() == jobs[1]
-        again = Confirmation(book, jobs)
+        again = Listed(book, jobs)
         assert again.next() == jobs[1] and again.is_finished
 
 

@@ -14,7 +14,7 @@ from ito_ray.data.icons.render import Placement, colour_pairs, is_drawable, rend
 from ito_ray.data.write import Sample
 from ito_ray.errors import ConfigError
 
-Names = Literal["shared", "all"]
+Names = Literal["shared", "all", "tested"]
 Split = Literal["train", "heldout", "unseen_artist"]
 SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen_artist")
 
@@ -73,12 +73,15 @@ class Catalogue:
 
 
 def read_catalogue(names: Names) -> Catalogue:
-    """Read the fonts and choose the drawings (`shared`: concepts of two or more families)."""
+    """Read the fonts and choose the drawings.
+
+    `shared`: of concepts that two or more training families draw; `tested`: of those that the unseen artist draws too.
+    """
     drawings = [drawing for family in TRAINING_FAMILIES for drawing in read_family(family)]
     families: dict[str, set[str]] = defaultdict(set)
     for drawing in drawings:
         families[concept_of(drawing.name)].add(drawing.family)
-    least = 2 if names == "shared" else 1
+    least = 1 if names == "all" else 2
     training = tuple(
         drawing for drawing in drawings if len(families[concept_of(drawing.name)]) >= least and is_drawable(drawing)
     )
@@ -90,6 +93,10 @@ def read_catalogue(names: Names) -> Catalogue:
     }
     known = {drawing.name for drawing in training}
     unseen = tuple(drawing for drawing in read_family(UNSEEN_FAMILY) if drawing.name in known and is_drawable(drawing))
+    if names == "tested":
+        tested = {concept_of(drawing.name) for drawing in unseen}
+        training = tuple(drawing for drawing in training if concept_of(drawing.name) in tested)
+        alternatives = {concept: alternatives[concept] for concept in alternatives if concept in tested}
     classes = sorted({alternatives[concept_of(drawing.name)][0] for drawing in unseen})
     return Catalogue(training, unseen, alternatives, tuple(classes))
 
