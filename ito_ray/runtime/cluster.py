@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ from typing import Any, cast
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from ito_ray.errors import ItoError
+from ito_ray.errors import ClusterError, ItoError
 
 OBJECT_STORE_BYTES = 1 << 30
 """Of a local Ray. The stream holds a few blocks at a time; Ray's default would be a third of the memory."""
+
+ANSWER_SECONDS = 20.0
+"""How long the head of a cluster may take to accept a connection."""
 
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # data tasks; training workers set their threads themselves
@@ -62,6 +66,9 @@ def connect(*, verbose: bool) -> None:
 
     Args:
         verbose: let the log lines of Ray and of the workers through.
+
+    Raises:
+        ClusterError: Ray does not start, or the cluster does not answer.
     """
     if ray.is_initialized():
         return
@@ -76,13 +83,15 @@ def connect(*, verbose: bool) -> None:
         # A job may set the same names in its runtime environment; the values are the same, but Ray would refuse.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
-        with own_signals():
+        address = os.environ["RAY_ADDRESS"]
+        with own_signals(), _refusals(f"The cluster at RAY_ADDRESS={address} cannot be joined"):
+            _require_answer(address)
             ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
         return
     # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
     os.environ.update({name: value for name, value in ALONE.items() if name not in os.environ})
-    with own_signals():
+    with own_signals(), _refusals("Ray does not start on this machine, which may be too busy"):
         ray.init(
             address="local",
             include_dashboard=False,
@@ -90,6 +99,24 @@ def connect(*, verbose: bool) -> None:
             logging_level=level,
             log_to_driver=verbose,
         )
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself asks a closed port for more than ten minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+
+
+@contextmanager
+def _refusals(said: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and bare Exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(
+            f"{said}: {reason} Run the same command again when it does; --verbose shows more."
+        ) from error
 
 
 def release_of(actor: str) -> None:
