@@ -10,7 +10,8 @@ import pytest
 from benchmarks.faults import given, problems_of_samples, redone, seconds_lost
 from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.position import ROW_BITS, Position
+from ito_ray.data.position import ROW_BITS, ROW_PLACE_BITS, Position
+from ito_ray.data.rows import read_piece
 from ito_ray.runtime.preflight import plan_data
 from ito_ray.training.state import State, write_state
 from tests.runtime.shards import small_config
@@ -32,13 +33,13 @@ def test_the_last_life_of_a_step_counts_and_the_pause_is_told(tmp_path: Path) ->
     assert seconds_lost(tmp_path / "r", 2.5) == pytest.approx(8.0), "from step 3 to step 4"
 
 
-def _trained(plan: ShardPlan, steps: int) -> list[list[int]]:
-    """The samples of whole entries in order: 16 rows an entry, two pieces of eight."""
+def _trained(cfg: Config, plan: ShardPlan, entries: int) -> list[list[int]]:
+    """The samples of whole entries, in order."""
     uids = [
-        entry << ROW_BITS | slot << 24 | row
-        for entry in range(steps)
-        for slot, _ in enumerate(plan.entry(entry))
-        for row in range(BATCH // 2)
+        entry << ROW_BITS | slot << ROW_PLACE_BITS | row
+        for entry in range(entries)
+        for slot, piece in enumerate(plan.entry(entry))
+        for row, _ in enumerate(read_piece(piece, cfg.data.columns))
     ]
     return [uids[start : start + BATCH] for start in range(0, len(uids), BATCH)]
 
@@ -49,7 +50,7 @@ def _run(tmp: Path) -> tuple[Config, ShardPlan, list[list[int]], Path]:
     position = Position(complete=[[0, 12]]).to_json()
     (tmp / "checkpoint").mkdir()
     write_state(tmp / "checkpoint", State(12, position, {}, "", [], {}))
-    return cfg, plan, _trained(plan, 12), tmp / "checkpoint"
+    return cfg, plan, _trained(cfg, plan, 12), tmp / "checkpoint"
 
 
 def test_samples_left_out_or_taken_twice_are_found(tmp_path: Path) -> None:
@@ -60,10 +61,11 @@ def test_samples_left_out_or_taken_twice_are_found(tmp_path: Path) -> None:
         return problems_of_samples(cfg, tmp_path / name, plan, checkpoint, passes=2)
 
     assert problems("good") == []
+    lost = batches[3][0] >> ROW_BITS
     batches[3][0] = batches[4][0]
     assert problems("twice") == [
         "192 samples trained on, 191 different ones",
-        "entry 3: 1 samples never trained on",
+        f"entry {lost}: 1 samples never trained on",
     ]
     assert "fewer than 3 passes" in problems_of_samples(cfg, tmp_path / "good", plan, checkpoint, passes=3)[0]
     del batches[-1]

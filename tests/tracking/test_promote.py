@@ -307,6 +307,7 @@ def test_the_command_line_from_refusal_to_rollback(world: World, capsys: pytest.
 
 def test_the_command_line_explains_mistakes(world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     uri = world.store.uri
+    open_client(world.store).search_registered_models()  # makes the database, if no test before did
     for words, message in (
         (["promote", "--tracking-uri", uri, "--name", "nobody"], "error: --name nobody: sqlite:///"),
         (["list", "--tracking-uri", f"sqlite:///{tmp_path}/no.db"], "There is no model registry at sqlite:///"),
