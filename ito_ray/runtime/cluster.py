@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -90,8 +90,7 @@ def connect(*, verbose: bool) -> None:
         return
     # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
-    os.environ.update({name: value for name, value in ALONE.items() if name not in os.environ})
-    with own_signals(), _refusals("Ray does not start on this machine, which may be too busy"):
+    with _environment(ALONE), own_signals(), _refusals("Ray does not start on this machine, which may be too busy"):
         ray.init(
             address="local",
             include_dashboard=False,
@@ -106,6 +105,18 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set what is not set; within only, since a cluster that this process starts later wants its accounting."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager

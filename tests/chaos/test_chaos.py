@@ -83,9 +83,9 @@ def test_a_run_survives_worker_checkpoint_and_controller(tmp_path: Path) -> None
     aside = folder / f"{DAMAGED}{damaged}"
     assert "method.safetensors has" in damage(aside), "it was kept"
     assert any(damaged in text and "set aside" in text for text in told) and any("controller" in text for text in told)
-    ended = until(lambda: not scene.processes("ray::RayTrainWorker"), "the workers' end", 30)
-    assert ended and not scene.processes("ray::TrainController")
+    until(lambda: not scene.processes("ray::RayTrainWorker"), "the workers' end", 120)
+    until(lambda: not scene.processes("ray::TrainController"), "the controllers' end", 120)
     states = {group["state"] for group in placement_group_table().values()}
     assert states <= {"REMOVED"}, "nothing holds CPUs that the next run needs"
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    until(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], "all CPUs free", 120)
     shutil.rmtree(aside)
