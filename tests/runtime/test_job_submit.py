@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -43,8 +44,17 @@ class Head:
         """As `make submit` does."""
         environment = {"working_dir": str(REPOSITORY), "excludes": ["docs", "tests"]}
         command = f"{sys.executable} -m pipelines.train {arguments}"
-        submitted: str = self.client.submit_job(entrypoint=command, runtime_env=environment)
-        return submitted
+        submitted: list[str] = []
+
+        def is_accepted() -> bool:
+            try:
+                submitted.append(self.client.submit_job(entrypoint=command, runtime_env=environment))
+            except RuntimeError as error:  # the page is there some seconds before the agent that starts jobs
+                assert "No available agent" in str(error), error
+            return bool(submitted)
+
+        _wait(is_accepted, 120, lambda: "no agent takes jobs")
+        return submitted[0]
 
     def ended(self, job: str) -> bool:
         return bool(self.client.get_job_status(job).is_terminal())
@@ -58,11 +68,13 @@ def _wait(what: Callable[[], object], seconds: float, say: Callable[[], str]) ->
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Below those that the system gives to anybody who asks: another Ray takes dozens before ours listens."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.add(port)
+    return list(ports)
 
 
 @pytest.fixture(name="head")
@@ -144,8 +156,11 @@ def test_a_stopped_job_can_be_resumed_and_a_refused_one_says_why(
 
 
 def _exported(url: str) -> set[str]:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:  # not yet
+        return set()
     return {line.partition("{")[0] for line in lines if line.startswith("ray_ito_")}
 
 
