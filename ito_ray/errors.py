@@ -4,6 +4,9 @@ A message is one or two sentences: the field or file, the value received, what i
 The pipelines print it without a traceback and exit with code 2.
 """
 
+import difflib
+from collections.abc import Iterable
+
 from ito_ray.redact import redact
 
 
@@ -36,3 +39,13 @@ class ClusterError(ItoError, RuntimeError):
 
 class TrackingError(ItoError, RuntimeError):
     """The tracking server or the model registry does not have what was asked for."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown name: " Did you mean …?", or "" where none is near.
+
+    Args:
+        cutoff: how alike the two must be at least, 0…1.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError
+from ito_ray.errors import ConfigError, did_you_mean
 from tune.axes import Axis, Choice, Range, Space, When, above
 
 LAMBDA = Axis("method.fusion_weight", Range(0.0, 8.0))
@@ -92,7 +91,5 @@ def space(name: str, base: Config) -> Space:
         ConfigError: no such space; the nearest is named.
     """
     if name not in SPACES:
-        near = difflib.get_close_matches(name, SPACES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"--space {name}: there are {', '.join(SPACES)}.{hint}")
+        raise ConfigError(f"--space {name}: there are {', '.join(SPACES)}.{did_you_mean(name, SPACES)}")
     return SPACES[name](base)

@@ -6,7 +6,6 @@ same pictures in the same batches, so arms can be compared seed by seed.
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 from ito_ray.config.load import overlay
 from ito_ray.config.recipes import icons_cpu
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError, DataError
+from ito_ray.errors import ConfigError, DataError, did_you_mean
 from tune.axes import Changes, apply
 
 LAMBDAS = (1.0, 2.0, 4.0, 6.0)
@@ -195,7 +194,5 @@ def study(name: str, folder: Path) -> Study:
         ConfigError: no such study; the nearest is named.
     """
     if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{name} is no study: there are {', '.join(STUDIES)}.{hint}")
+        raise ConfigError(f"{name} is no study: there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
     return STUDIES[name](folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ito_ray.config.recipes import RECIPES, recipe
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError
+from ito_ray.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,7 @@ def require_field(path: str, *, source: str) -> None:
 
 
 def _not_a_field(path: str) -> str:
-    near = difflib.get_close_matches(path, _all_keys(Config), n=1, cutoff=0.5)
-    return f"{path} is not a field." + (f" Did you mean {near[0]}?" if near else "")
+    return f"{path} is not a field.{did_you_mean(path, _all_keys(Config), cutoff=0.5)}"
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from ito_ray.config.evaluation import EvalConfig
@@ -18,7 +17,7 @@ from ito_ray.config.schema import (
     TrainConfig,
     ViewsConfig,
 )
-from ito_ray.errors import ConfigError
+from ito_ray.errors import ConfigError, did_you_mean
 
 
 def cc12m_vitb16() -> Config:
@@ -143,7 +142,5 @@ def recipe(name: str) -> Config:
         ConfigError: no such recipe; the nearest is named.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"--recipe {name}: there are {', '.join(RECIPES)}.{hint}")
+        raise ConfigError(f"--recipe {name}: there are {', '.join(RECIPES)}.{did_you_mean(name, RECIPES)}")
     return RECIPES[name]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ito_ray.errors import ConfigError
+from ito_ray.errors import ConfigError, did_you_mean
 from ito_ray.evaluation import robustness
 from ito_ray.evaluation.confusion import confusion_section, first_choice
 from ito_ray.evaluation.encoder import Embeddings
@@ -68,9 +67,7 @@ def choose(names: Sequence[str] | None, *, pairs: bool, labelled: bool) -> dict[
         return {n: e for n, e in EVALUATORS.items() if e.default and e.has(pairs=pairs, labelled=labelled)}
     for name in names:
         if name not in EVALUATORS:
-            near = difflib.get_close_matches(name, EVALUATORS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"--evaluators {name}: there is {', '.join(EVALUATORS)}.{hint}")
+            raise ConfigError(f"--evaluators {name}: there is {', '.join(EVALUATORS)}.{did_you_mean(name, EVALUATORS)}")
         needed = EVALUATORS[name]
         if not needed.has(pairs=pairs, labelled=labelled):
             raise ConfigError(f"--evaluators {name} needs {_WAYS[needed.needs]}: give such a set, or leave it out.")

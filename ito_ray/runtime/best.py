@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ito_ray.config.schema import Config
+from ito_ray.training.manifest import damage
 from ito_ray.training.selection import criterion, stopped_early
 from ito_ray.training.state import read_state
 
@@ -69,7 +70,10 @@ def choose(cfg: Config, newest: Path) -> Chosen:
     """What a run that has ended ships.
 
     Args:
-        newest: its last checkpoint, which knows the curve.
+        newest: its last checkpoint, which knows the curve and is whole.
+
+    Raises:
+        OSError: the best cannot be read.
     """
     state, rule = read_state(newest), criterion(cfg)
     kept = newest.parent / FOLDER
@@ -91,4 +95,6 @@ def choose(cfg: Config, newest: Path) -> Chosen:
         return chosen(newest, step, f"{last}, which is the {found}")
     if not (kept / name_of(step)).is_dir():
         return chosen(newest, state.step, f"{last}: the {found}, after {step:,}, is no longer in {FOLDER}/")
+    if wrong := damage(kept / name_of(step)):
+        return chosen(newest, state.step, f"{last}: the {found}, after {step:,}, is damaged ({wrong})")
     return chosen(kept / name_of(step), step, f"after {step:,} of {state.step:,} steps, the {found}")

@@ -5,12 +5,11 @@ A curve is the (step, value) of `eval.best`, by step; evaluations that could not
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError
+from ito_ray.errors import ConfigError, did_you_mean
 from ito_ray.evaluation.evaluate import criteria
 from ito_ray.training.state import State
 
@@ -64,9 +63,8 @@ def criterion(cfg: Config) -> Criterion | None:
     if not wanted:
         return None
     if wanted not in known:
-        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]}?" if near else ""
         there = ", ".join(known) or "nothing: data.heldout and eval.zero_shot are empty"
+        hint = did_you_mean(wanted, known, cutoff=0.4)
         raise ConfigError(f"eval.best={wanted}: with this data there is {there}.{hint}")
     return Criterion(wanted, known[wanted], cfg.eval.patience, cfg.eval.min_improvement)
 

@@ -10,6 +10,7 @@ import pytest
 
 from ito_ray.config.schema import Config
 from ito_ray.runtime import best
+from ito_ray.training.manifest import write_manifest
 from ito_ray.training.state import State, write_state
 from tests.tiny import tiny_config
 
@@ -24,7 +25,8 @@ def _checkpoint(run: Path, step: int, curve: list[tuple[int, float]]) -> Path:
     folder = run / best.name_of(step)
     folder.mkdir(parents=True)
     (folder / "method.safetensors").write_bytes(b"weights of %d" % step)
-    write_state(folder, State(step, {}, {}, "plan", [], {}, curve))
+    state = write_state(folder, State(step, {}, {}, "plan", [], {}, curve))
+    write_manifest([folder / "method.safetensors", state])
     return folder
 
 
@@ -44,7 +46,7 @@ def test_kept_while_the_original_goes(links: bool, tmp_path: Path, monkeypatch: 
     assert (kept / "method.safetensors").samefile(first / "method.safetensors") is links
     shutil.rmtree(first)
     best.keep(tmp_path, {5})
-    assert sorted(path.name for path in kept.iterdir()) == ["method.safetensors", "state.json"]
+    assert sorted(path.name for path in kept.iterdir()) == ["manifest.json", "method.safetensors", "state.json"]
     assert (kept / "method.safetensors").read_bytes() == b"weights of 5"
 
     _checkpoint(tmp_path, 10, [(5, 0.5), (10, 0.6)])
@@ -79,6 +81,9 @@ def test_what_ships_and_why(tmp_path: Path) -> None:
         f"the last, after 20 steps, as eval.ship asks; after 10: {found}",
     )
     assert chosen(newest, best="") == (newest, 20, "the last, after 20 steps")
+    os.truncate(tmp_path / "best" / "step-00000010" / "method.safetensors", 3)
+    wrong = "method.safetensors has 3 bytes instead of 13"
+    assert chosen(newest) == (newest, 20, f"the last, after 20 steps: the {found}, after 10, is damaged ({wrong})")
     shutil.rmtree(tmp_path / "best")
     assert chosen(newest) == (newest, 20, f"the last, after 20 steps: the {found}, after 10, is no longer in best/")
     assert chosen(_checkpoint(tmp_path, 30, []))[2] == f"the last, after 30 steps: none has a value of {R1}"
