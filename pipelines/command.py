@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,6 @@ from ito_ray.redact import redact
 
 LOG_WIDTH = 140
 """Columns where there is no terminal, as in the log of a job; rich would break lines at 80."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler or `ray job stop` wants what Ctrl-C wants."""
 
 
 def console() -> Console:
@@ -35,28 +32,34 @@ def exit_code(run: Callable[[], object], *, stopped: str = "Stopped.") -> int:
     Args:
         stopped: printed after Ctrl-C or SIGTERM: what the same command would do again.
     """
+    terminated = threading.Event()
     try:
-        with _sigterm_as_interrupt():
+        with _sigterm_as_interrupt(terminated):
             code = run()
         return code if isinstance(code, int) else 0
     except ItoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+        return 128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT)
     except Exception:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise at the first SIGTERM; a second one must not cut off what the first set going."""
+def _sigterm_as_interrupt(terminated: threading.Event) -> Iterator[None]:
+    """A scheduler or `ray job stop` wants what Ctrl-C wants; a second SIGTERM must not cut off what the first began.
+
+    Args:
+        terminated: set by SIGTERM. The exception cannot tell: Ray, waiting, raises a KeyboardInterrupt of its own.
+    """
 
     def terminate(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        terminated.set()
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:

@@ -53,6 +53,18 @@ def test_a_second_sigterm_does_not_disturb_the_ending() -> None:
     assert exit_code(run) == 143 and ended == [True]
 
 
+def test_sigterm_is_told_whatever_a_library_makes_of_it() -> None:
+    """Ray, waiting for a result, raises a KeyboardInterrupt of its own in place of what a handler raised."""
+
+    def run() -> None:
+        try:
+            _signalled(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    assert exit_code(run) == 143
+
+
 def test_a_librarys_handlers_do_not_stay() -> None:
     """Ray's exits with 15, Ray Train's with 0; both end as Ctrl-C, and then ours are back."""
 
