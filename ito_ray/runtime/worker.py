@@ -22,6 +22,7 @@ from ito_ray.runtime.best import name_of
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.live import LiveEvaluation
 from ito_ray.runtime.stream import Arrays, rank_batches
+from ito_ray.runtime.system import system_metrics
 from ito_ray.training import checkpoint, loop, parallel
 from ito_ray.training.learner import Learner, build_learner
 from ito_ray.training.selection import stopped_early
@@ -77,6 +78,7 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
 
     def report(done: int, metrics: dict[str, float]) -> None:
         log("train", done, metrics)
+        log("system", done, system_metrics(device))
 
     def save(done: int) -> None:
         started = time.perf_counter()
