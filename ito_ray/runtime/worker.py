@@ -19,6 +19,7 @@ from ito_ray.errors import ItoError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime.best import name_of
+from ito_ray.runtime.halt import Word
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.live import LiveEvaluation
 from ito_ray.runtime.stream import Arrays, rank_batches
@@ -101,7 +102,14 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
     batches = rank_batches(blocks, cfg, position, rank=rank)
-    hooks = loop.Hooks(report, live.evaluate, save, at_end=launch.judged or live.chooses, with_checkpoint=live.chooses)
+    hooks = loop.Hooks(
+        report,
+        live.evaluate,
+        save,
+        halt=Word(launch.monitor, ray.train.get_context().get_world_size()),
+        at_end=launch.judged or live.chooses,
+        with_checkpoint=live.chooses,
+    )
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
 
 
