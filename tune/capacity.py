@@ -42,7 +42,7 @@ class Need:
         """As the configuration says."""
         train = cfg.train
         return cls(
-            train.workers,
+            train.workers.most,
             train.cpus_per_worker,
             1.0 if train.gpu else 0.0,
             data_cpus,

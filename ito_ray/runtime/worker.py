@@ -44,7 +44,7 @@ def train_worker(given: dict[str, Any]) -> None:
 
 def _train(launch: Launch) -> None:
     cfg = launch.cfg
-    rank = ray.train.get_context().get_world_rank()
+    rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
     torch.set_num_threads(cfg.train.threads)
     launch.go_to_folder()
@@ -101,7 +101,9 @@ def _train(launch: Launch) -> None:
         if rank == 0:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
-    batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
+    if rank == 0:
+        log("train", step, {"workers": float(workers)})
+    batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank, workers=workers)
     hooks = loop.Hooks(report, live.evaluate, save, at_end=launch.judged or live.chooses, with_checkpoint=live.chooses)
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
 
