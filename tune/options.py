@@ -85,11 +85,6 @@ def check(options: SearchOptions, cfg: Config) -> None:
         raise ConfigError(f"--data-cpus is {options.data_cpus:g}: give 0 or more.")
     if not cfg.data.heldout and not cfg.eval.zero_shot:
         raise ConfigError("data.heldout and eval.zero_shot are both empty: a sweep needs validation data to judge by.")
-    if cfg.train.workers.elastic:
-        raise ConfigError(
-            f"train.workers={cfg.train.workers}: trials share a cluster side by side, so each has a fixed size: give a "
-            "number."
-        )
     if not options.objective:
         raise ConfigError("--objective is empty: name at least one metric of the evaluation.")
     if options.against and options.scheduler != "none":

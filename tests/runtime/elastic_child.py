@@ -32,8 +32,8 @@ from tests.runtime.shards import small_config
 STEPS, EVERY, BATCH = 30, 5, 16
 GROWN, CUT = 10, 20
 """Steps of the checkpoints after which there are two ranks, and one again."""
-SEEN, LOST = GROWN - 2, CUT + 2
-"""Steps at which the first node's rank waits for the second node, and the two wait until one is killed."""
+SEEN, NO_FURTHER, LOST = GROWN - 2, GROWN + 3, CUT + 2
+"""Steps at which the first node's rank waits for the second node, then to be ended, and the two until one is killed."""
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -65,7 +65,9 @@ def _fit(cfg: Config, record: Path) -> tuple[Path, TrackedRun, list[int]]:
         if (workers := int(metrics.get("train/workers", 0))) and told[-1:] != [workers]:
             told.append(workers)
 
-    with recording(record, pace=0.05, holds={(1, SEEN): "seen", (2, LOST): "never"}):
+    with recording(
+        record, pace=0.05, holds={(1, SEEN): "seen", **dict.fromkeys(((1, NO_FURTHER), (2, LOST)), "never")}
+    ):
         trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
     return trained.checkpoint, tracked, told
 
@@ -86,8 +88,6 @@ def _found(cfg: Config, record: Path, checkpoint: Path, tracked: TrackedRun) -> 
     steps = range(1, STEPS + 1)
     by_rank = given(record)
     last = {step: ranks for _, step, ranks, _, _ in lines(record)}
-    grown_at = min(moment for moment, _, ranks, _, _ in lines(record) if ranks == 2)
-    before = max(step for moment, step, _, _, _ in lines(record) if moment < grown_at)
     history = {
         name: {one.step: one.value for one in tracked.client.get_metric_history(tracked.run_id, f"train/{key}")}
         for name, key in (("loss", "loss/total"), ("lr", "lr"))
@@ -96,7 +96,6 @@ def _found(cfg: Config, record: Path, checkpoint: Path, tracked: TrackedRun) -> 
         "problems": problems_of_samples(cfg, record, preflight.plan_data(cfg).plan, checkpoint, passes),
         "sizes": last,
         "pairs": {step: sum(len(uids) for (at, _), uids in by_rank.items() if at == step) for step in steps},
-        "redone_by_growth": before - GROWN,
         **history,
     }
 

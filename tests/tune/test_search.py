@@ -37,7 +37,6 @@ def test_the_recipe_is_printed_with_its_changes(capsys: pytest.CaptureFixture[st
         (["--register", "--confirm", "1"], "--register needs --confirm 2"),
         (["--data.heldout", "--eval.zero-shot"], "needs validation data"),
         (["--budget.money", "3"], "there are no prices"),
-        (["--train.workers", "1..2"], "train.workers=1..2: trials share a cluster side by side"),
         (["--test", "t.tar", "--confirm", "0"], "--confirm 1 or more"),
     ],
 )
