@@ -85,7 +85,7 @@ class GrowingPolicy(ElasticScalingPolicy):
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """The size to start with; called again when such a start failed."""
-        self._maybe_send_resource_request()
+        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         room = self._room()
         if 0 < self._starting <= room:
             self._avoid(self._starting)
@@ -101,7 +101,7 @@ class GrowingPolicy(ElasticScalingPolicy):
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
         """A larger size as soon as a checkpoint was taken, else nothing."""
-        self._maybe_send_resource_request()
+        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         self._starting = 0
         running = worker_group_state.num_workers
         if self._waiting_since is None and not self._may_grow(running):
@@ -149,10 +149,10 @@ class GrowingPolicy(ElasticScalingPolicy):
         It ignores the labels of nodes when it counts, so the nodes that it names mean nothing; how many CPUs they
         have in all does. A training that was killed keeps its claim there for three minutes.
         """
-        self._send_resource_request()
+        self._send_resource_request()  # type: ignore[no-untyped-call]
         asked = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
         try:
-            reserved = ray.get(asked, timeout=ANSWER_SECONDS)
+            reserved: dict[str, dict[str, float]] = ray.get(asked, timeout=ANSWER_SECONDS)
         except RayError:
             return room
         return round(sum(one.get("CPU", 0.0) for one in reserved.values()) / self._cfg.train.cpus_per_worker)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -43,6 +42,7 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_enable_metrics_collection": "0",
 }
+"""Of this process: Ray reads some of it when it is imported."""
 
 
 def _config(folder: Path) -> Config:
@@ -102,7 +102,6 @@ def _found(cfg: Config, record: Path, checkpoint: Path, tracked: TrackedRun) -> 
 
 def main(folder: Path) -> None:
     """The run in a thread: nodes are added by the main one."""
-    os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     noticed = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
     head = {"num_cpus": 2, "labels": {"pool": "data"}, "include_dashboard": False, "_system_config": noticed}
@@ -110,7 +109,7 @@ def main(folder: Path) -> None:
     record = folder / "record"
     record.mkdir()
     cfg = _config(folder)
-    rank = {"num_cpus": 1, "labels": {"pool": "train"}, "object_store_memory": 100 << 20}
+    rank: dict[str, Any] = {"num_cpus": 1, "labels": {"pool": "train"}, "object_store_memory": 100 << 20}
     cluster.add_node(**rank)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     with ThreadPoolExecutor(1) as pool:

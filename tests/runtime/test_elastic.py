@@ -14,6 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray._private.state import state
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -22,9 +25,11 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ResizeDecision,
     ScalingDecision,
 )
+from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from rich.console import Console
 
+from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
 from ito_ray.runtime import elastic, preflight
 from ito_ray.runtime.console import TrainingLine
@@ -32,21 +37,25 @@ from ito_ray.runtime.elastic import GrowingPolicy, Trainer, scaling
 from ito_ray.runtime.room import Up, placeable
 from ito_ray.training.optimizer import learning_rate
 from ito_ray.training.state import State, write_state
-from tests.runtime.elastic_child import BATCH, CUT, GROWN, STEPS
+from tests.runtime.elastic_child import BATCH, CUT, ENVIRONMENT, GROWN, STEPS
 from tests.runtime.shards import small_config
 from tests.tiny import tiny_config
 
 
-def _config(workers: str = "1..4", *, batch: int = 8, **changes: Any) -> Config:
-    train = {"workers": workers, "global_batch": batch, "cpus_per_worker": 1.0, **changes.pop("train", {})}
-    return tiny_config(train=train, data={"heldout": ["a.tar"], **changes.pop("data", {})}, **changes)
+def _config(workers: str = "1..4", **changes: dict[str, Any]) -> Config:
+    train = {"workers": workers, "global_batch": 8, "cpus_per_worker": 1.0}
+    base = tiny_config(train=train, data={"heldout": ["a.tar"]})
+    return overlay(base, changes, source="test")
 
 
 def _nodes(*cpus: float, gpus: float = 0.0, **labels: str) -> list[Up]:
     return [Up(number, gpus, labels) for number in cpus]
 
 
-APART = {"train": {"node_labels": {"pool": "train"}}, "data": {"node_labels": {"pool": "data"}}}
+APART: dict[str, dict[str, Any]] = {
+    "train": {"node_labels": {"pool": "train"}},
+    "data": {"node_labels": {"pool": "data"}},
+}
 
 
 @pytest.mark.parametrize(
@@ -67,9 +76,7 @@ APART = {"train": {"node_labels": {"pool": "train"}}, "data": {"node_labels": {"
     ],
 )
 def test_what_fits_beside_ray_data(nodes: list[Up], changes: dict[str, Any], expected: int) -> None:
-    assert placeable(_config(**{name: dict(section) for name, section in changes.items()}), nodes, evaluator=False) == (
-        expected
-    )
+    assert placeable(_config(**changes), nodes, evaluator=False) == expected
 
 
 def test_an_evaluator_keeps_its_share_from_growth_and_not_from_the_least() -> None:
@@ -111,8 +118,8 @@ class _Cluster:
     def poll(self, running: int, seconds: float = 1.0) -> int:
         """The size to change to; 0: none."""
         self.seconds += seconds
-        state = SimpleNamespace(num_workers=running)
-        return _size(self.policy.make_decision_for_running_worker_group(state, None))
+        group = SimpleNamespace(num_workers=running)
+        return _size(self.policy.make_decision_for_running_worker_group(group, None))
 
     def checkpoint(self, step: int) -> None:
         """One is registered."""
@@ -232,9 +239,9 @@ class _Handle:
 def test_rays_coordinator_is_asked_for_what_fits_and_knows_of_other_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its real arithmetic, on nodes that it learns of when it is asked."""
     nodes = [_node("a", 2.0)]
-    monkeypatch.setattr(elastic.ray, "get", lambda value, timeout: value)
-    monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(elastic.state, "get_draining_nodes", lambda: {"gone": 0})
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: {"gone": 0})
     handle = _Handle(nodes)
     policy = GrowingPolicy(_config(train={"cpus_per_worker": 0.6}), None, evaluator=False)
     monkeypatch.setattr(GrowingPolicy, "_autoscaling_coordinator", property(lambda self: handle))
@@ -244,13 +251,12 @@ def test_rays_coordinator_is_asked_for_what_fits_and_knows_of_other_trainings(mo
     nodes += [_node("b", 2.0), _node("gone", 9.0)]
     assert policy._get_num_workers_for_resource_request() == 4 and policy._granted(4) == 4
     del nodes[1:]
-    handle.actor.request_resources("train-theirs", [{"CPU": 1.5}], 60.0, priority=SimpleNamespace(value=99))
+    handle.actor.cancel_request("train-mine")
+    handle.actor.request_resources("train-theirs", [{"CPU": 1.5}], 60.0, priority=ResourceRequestPriority.HIGH)
     assert policy._granted(4) == 0, "another training came first"
 
 
 def _sent_to(handle: _Handle) -> Any:
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import ResourceRequestPriority
-
     def send(self: GrowingPolicy) -> None:
         bundles = [self.scaling_config._resources_per_worker_not_none] * self._get_num_workers_for_resource_request()
         handle.actor.request_resources("train-mine", bundles, 60.0, priority=ResourceRequestPriority.HIGH)
@@ -258,28 +264,23 @@ def _sent_to(handle: _Handle) -> Any:
     return send
 
 
-@pytest.mark.parametrize(
-    ("workers", "rays", "ours"), [("1..2", ElasticScalingPolicy, GrowingPolicy), ("2", FixedScalingPolicy, None)]
-)
-def test_ray_train_takes_our_policy(
-    workers: str, rays: type, ours: type | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_train_takes_our_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no public way; this fails where a later Ray goes another."""
-    given: dict[str, Any] = {}
+    given: list[Any] = []
 
-    def taken(self: object, **named: Any) -> Any:
-        given.update(named)
+    def taken(self: object, *, scaling_policy: object, **named: Any) -> Any:
+        given.append(scaling_policy)
         return SimpleNamespace(error=None)
 
     monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", taken)
-    monkeypatch.setattr(elastic, "nodes_up", lambda: _nodes(9))
-    cfg = _config(workers)
+    monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)  # or Ray would start
+    cfg = _config("1..2")
     trainer = Trainer(lambda: None, scaling_config=scaling(cfg))
     trainer.fit()
-    assert type(given["scaling_policy"]) is rays
-    trainer.policy = ours and ours(cfg, None, evaluator=False)
+    trainer.policy = GrowingPolicy(cfg, None, evaluator=False)
     trainer.fit()
-    assert type(given["scaling_policy"]) is (ours or rays)
+    Trainer(lambda: None, scaling_config=scaling(_config("2"))).fit()
+    assert [type(one) for one in given] == [ElasticScalingPolicy, GrowingPolicy, FixedScalingPolicy]
 
 
 def test_what_the_policy_overrides_is_there_to_be_overridden() -> None:
@@ -303,7 +304,7 @@ def test_the_least_must_have_room_at_the_start(monkeypatch: pytest.MonkeyPatch) 
         known = SimpleNamespace(cluster_resources=lambda: total, nodes=lambda: list(nodes))
         monkeypatch.setattr(preflight, "ray", known)
         monkeypatch.setattr(elastic, "ray", known)
-        monkeypatch.setattr(elastic.state, "get_draining_nodes", dict)
+        monkeypatch.setattr(state, "get_draining_nodes", dict)
         return preflight._lacking(cfg)
 
     assert lacking(_config("2..4"), _node("a", 3.0)) == ""
@@ -332,7 +333,7 @@ def test_a_change_of_size_is_a_line() -> None:
 def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
     """One node for ranks, then two, then one: the same batch and rate, every sample of a pass once, one curve."""
     command = [sys.executable, "-m", "tests.runtime.elastic_child", str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | ENVIRONMENT
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
