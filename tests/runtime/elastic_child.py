@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_enable_metrics_collection": "0",
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine is no failure
 }
 """Of this process: Ray reads some of it when it is imported."""
 
@@ -103,7 +104,7 @@ def _found(cfg: Config, record: Path, checkpoint: Path, tracked: TrackedRun) -> 
 def main(folder: Path) -> None:
     """The run in a thread: nodes are added by the main one."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    noticed = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     head = {"num_cpus": 2, "labels": {"pool": "data"}, "include_dashboard": False, "_system_config": noticed}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     record = folder / "record"
