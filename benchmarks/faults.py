@@ -148,26 +148,28 @@ INSIDE: dict[str, Callable[[Scene], object]] = {
 """Faults that the running command survives by itself."""
 
 
-def lines(record: Path) -> list[tuple[float, int, int, list[int]]]:
-    """All that the ranks recorded, in order of time: (time, step, rank, uids)."""
+def lines(record: Path) -> list[tuple[float, int, int, int, list[int]]]:
+    """All that the ranks recorded, in order of time: (time, step, number of ranks, rank, uids)."""
     found = []
     for path in record.glob("*.jsonl"):
-        rank = int(path.stem.split("-")[1])
+        ranks, rank = map(int, path.stem.split("-")[:2])
         for text in path.read_text().splitlines():
             if text.endswith("}"):  # a kill leaves half a line
                 line = json.loads(text)
-                found.append((line["time"], line["step"], rank, line["uid"]))
+                found.append((line["time"], line["step"], ranks, rank, line["uid"]))
     return sorted(found)
 
 
 def given(record: Path) -> Uids:
     """What each rank was given in the last life of each step: earlier ones were lost with what they had trained."""
-    return {(step, rank): uids for _, step, rank, uids in lines(record)}
+    found = lines(record)
+    last = {step: ranks for _, step, ranks, _, _ in found}
+    return {(step, rank): uids for _, step, ranks, rank, uids in found if ranks == last[step]}
 
 
 def redone(record: Path) -> int:
     """Steps that were taken again."""
-    times = Counter(step for _, step, rank, _ in lines(record) if rank == 0)
+    times = Counter(step for _, step, _, rank, _ in lines(record) if rank == 0)
     return sum(times.values()) - len(times)
 
 
@@ -177,7 +179,7 @@ def seconds_lost(record: Path, hit: float) -> float:
     A lost process may be missed some steps later only, and steps that are taken again are part of the pause.
     """
     first: dict[int, float] = {}
-    for moment, step, _, _ in lines(record):
+    for moment, step, *_ in lines(record):
         first.setdefault(step, moment)
     times = [hit, *sorted(moment for moment in first.values() if moment > hit)]
     return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)

@@ -39,8 +39,15 @@ from ito_ray.data.tokens import clip_tokenizer
 from ito_ray.runtime.cluster import connect
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data
-from ito_ray.runtime.stream import EntryReader, StreamFactory, open_stream, rank_batches, rank_blocks
-from ito_ray.runtime.trainer import execution_options, start_monitor
+from ito_ray.runtime.stream import (
+    EntryReader,
+    StreamFactory,
+    execution_options,
+    open_stream,
+    rank_batches,
+    rank_blocks,
+)
+from ito_ray.runtime.trainer import start_monitor
 from ito_ray.training.loop import to_batch
 
 BATCH = 128
@@ -154,7 +161,7 @@ def stream(order: Order, format: str) -> dict[str, float]:
             take_batches,
             train_loop_config={"order": order, "cfg": cfg},
             datasets={"train": StreamFactory(reader.plan, cfg, reader.tokenizer, reader.monitor, ENTRIES)},
-            dataset_config=DataConfig(execution_options=execution_options(cfg)),
+            dataset_config=DataConfig(execution_options=execution_options(cfg, 1)),
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": cfg.train.cpus_per_worker}),
             run_config=RunConfig(name="ingest", storage_path=folder),
         ).fit()
@@ -167,7 +174,8 @@ def take_batches(given: dict[str, Any]) -> None:
     """The training worker."""
     order, cfg = given["order"], given["cfg"]
     torch.set_num_threads(cfg.train.threads)
-    batches = rank_batches(rank_blocks(ray.train.get_dataset_shard("train")), cfg, Position(), rank=0)
+    blocks = rank_blocks(ray.train.get_dataset_shard("train"))
+    batches = rank_batches(blocks, cfg, Position(), rank=0, workers=1)
     Path(order.out).write_text(json.dumps(read_clock((len(batch["uid"]) for batch in batches), order)))
 
 

@@ -129,7 +129,7 @@ def look_into(cfg: Config, options: Doctor, console: Console) -> dict[str, Any]:
     found = numbers(survey, reach, entries, global_batch=cfg.train.global_batch)
     found["views_ms"] = views_ms(survey, size=cfg.model.image.size)
     found["view_size"] = cfg.model.image.size
-    found["advice"] = advice(found, cfg.data, workers=cfg.train.workers)
+    found["advice"] = advice(found, cfg.data, workers=cfg.train.workers.most)
     show(found, cfg, console)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -15,7 +15,7 @@ import ray
 from ray._private.state import state
 
 from ito_ray.config.schema import Config
-from ito_ray.errors import ClusterError
+from ito_ray.errors import ClusterError, ConfigError
 
 MOST = 1000
 HEAD = "node:__internal_head__"
@@ -39,10 +39,18 @@ class Need:
 
     @classmethod
     def of(cls, cfg: Config, data_cpus: float) -> Need:
-        """As the configuration says."""
+        """As the configuration says.
+
+        Raises:
+            ConfigError: `train.workers` is a range.
+        """
         train = cfg.train
+        if train.workers.elastic:
+            raise ConfigError(
+                f"train.workers={train.workers}: trials lie side by side, so each has a fixed size: give a number."
+            )
         return cls(
-            train.workers,
+            train.workers.most,
             train.cpus_per_worker,
             1.0 if train.gpu else 0.0,
             data_cpus,

@@ -22,6 +22,7 @@ from ito_ray.config.section import (
     Probability,
     Section,
 )
+from ito_ray.config.workers import Workers, WorkersField, require_equal_shares
 from ito_ray.errors import ConfigError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -231,9 +232,11 @@ class TrainConfig(Section):
     """ddp: every rank holds everything; fsdp: they share weights, gradients and moments: for towers that do not fit."""
     micro_batch: NonNegativeInt = 0
     """Pairs of one rank that go through the towers at once; the loss still contrasts the whole batch (gradient
-    caching), for one more forward pass. 0 = all at once. BatchNorm sees micro-batches, as it sees ranks."""
-    workers: PositiveInt = 1
-    """W, ranks."""
+    caching), for one more forward pass. 0 = all at once. BatchNorm sees micro-batches, as it sees ranks. With a range
+    of workers, the most: each size takes the largest divisor of its share."""
+    workers: WorkersField = Workers(1, 1)
+    """W, ranks. 1..4: start with what fits, grow after a checkpoint when nodes come, go on with fewer when they are
+    lost. Batch and learning rate stay the recipe's; sizes that do not divide train.global_batch are passed over."""
     gpu: bool = False
     """One GPU per worker (nccl) instead of CPUs (gloo)."""
     node_labels: dict[str, str] = {}
@@ -257,6 +260,16 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     max_failures: NonNegativeInt = 3
     """Restarts after a worker or node is lost."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of workers that training may have, ascending."""
+        return self.workers.dividing(self.global_batch)
+
+    def micro_batch_of(self, share: int) -> int:
+        """Pairs that a rank with `share` of them embeds at once: the largest divisor that `micro_batch` allows."""
+        most = min(self.micro_batch or share, share)
+        return next(size for size in range(most, 0, -1) if share % size == 0)
 
 
 class TrackingConfig(Section):
@@ -297,18 +310,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _batch_fits(self) -> Config:
         train, steps = self.train, self.optim.warmup_steps
-        share, rest = divmod(train.global_batch, train.workers)
-        if rest:
-            raise ConfigError(
-                f"train.global_batch={train.global_batch} is not divisible by train.workers={train.workers}: "
-                f"take a multiple of {train.workers}."
-            )
-        if train.micro_batch and share % train.micro_batch:
-            raise ConfigError(
-                f"train.micro_batch={train.micro_batch} does not divide the {share} pairs of one worker "
-                f"(train.global_batch={train.global_batch}, train.workers={train.workers}): take a divisor, or 0 for "
-                "the whole batch at once."
-            )
+        require_equal_shares(train.global_batch, train.workers, train.micro_batch)
         if train.parallel == "fsdp" and train.ema:
             raise ConfigError(
                 f"train.ema={train.ema:g} keeps a whole second encoder on every rank, and train.parallel=fsdp is there "

@@ -94,6 +94,7 @@ class TrainingLine:
         self._started = 0.0
         self._printed = time.monotonic()
         self._text = ""
+        self._workers = 0
 
     def __enter__(self) -> TrainingLine:
         self._progress.start()
@@ -103,7 +104,12 @@ class TrainingLine:
         self._progress.stop()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show the newest metrics; those of evaluations are printed as a line of their own."""
+        """Show the newest metrics; those of evaluations, and another number of workers, have a line of their own."""
+        workers = int(metrics.get("train/workers", self._workers))
+        if workers != self._workers:
+            if self._workers:
+                self.console.print(f"    step {step}: {self._workers} → {workers} workers", highlight=False)
+            self._workers = workers
         if "train/loss/total" not in metrics:
             shown = ", ".join(
                 f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in _HEADLINE if name in metrics

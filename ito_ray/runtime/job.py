@@ -28,6 +28,7 @@ from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.stream import bytes_ahead
 from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
@@ -107,7 +108,7 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
         encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
         cluster.connect(verbose=verbose)
         preflight.require_resources(cfg)
-        stages.findings(nodes.inspect(cfg, ahead_bytes=trainer.bytes_ahead(cfg)))
+        stages.findings(nodes.inspect(cfg, ahead_bytes=bytes_ahead(cfg, cfg.train.workers.most)))
         identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
         outbox = Outbox(tracked, folder / JOURNAL)
@@ -163,6 +164,9 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
         f"model: {cfg.model.image.name} at {cfg.model.image.size} px ({towers[0]:.1f} M), {cfg.model.text.kind} text "
         f"({towers[1]:.1f} M), shared width {cfg.model.embed_dim}"
     )
+    if cfg.train.workers.elastic:
+        sizes = " or ".join(map(str, cfg.train.sizes))
+        stages.say(f"trained by {sizes} workers, as the cluster has room; now for {preflight.starting_with(cfg)}")
     if cfg.eval.cpus and cfg.eval.every:
         lacking = preflight.no_room_for_evaluator(cfg)
         apart = f"by an evaluator with {cfg.eval.cpus:g} CPUs while training goes on"
@@ -279,7 +283,7 @@ def _origin(cfg: Config, training: Training, report: Report, digest: str, chosen
         evaluated_on=", ".join(map(public_name, (*cfg.data.heldout, *cfg.eval.zero_shot))) or None,
         metrics=report.metrics(),
         intervals=report.intervals,
-        hardware=f"{cfg.train.workers} workers on {device}, {platform.machine()}",
+        hardware=f"{cfg.train.workers.said} workers on {device}, {platform.machine()}",
         seconds=training.seconds,
         samples_per_second=training.samples_per_second,
     )

@@ -16,6 +16,7 @@ GAUGES = {
     "train/samples_per_second": ("ito_samples_per_second", "Training samples a second over all ranks"),
     "train/data_wait_share": ("ito_data_wait_share", "Share of a step's time that rank 0 waits for data, 0 to 1"),
     "train/loss/total": ("ito_loss", "Loss, mean over ranks"),
+    "train/workers": ("ito_workers", "Training workers"),
     "checkpoint/seconds": ("ito_checkpoint_seconds", "Seconds that training stood still for the last checkpoint"),
 }
 """Metric that rank 0 reports → name and description of its gauge."""

@@ -30,6 +30,7 @@ import ito_ray
 from ito_ray.config.schema import Config
 from ito_ray.errors import ClusterError
 from ito_ray.redact import redact
+from ito_ray.runtime.room import placeable
 
 ANSWER_SECONDS = 120.0
 """Time for a node to answer: the first task there may have to fetch the job's code."""
@@ -186,7 +187,7 @@ def judge(cfg: Config, nodes: Sequence[Node], *, ahead_bytes: float, tracking: s
     """What the answers mean for the run that `cfg` asks for.
 
     Args:
-        ahead_bytes: what the stream may hold in the object stores (`trainer.bytes_ahead`).
+        ahead_bytes: what the stream may hold in the object stores (`stream.bytes_ahead`).
         tracking: why the tracking server does not answer; empty if it does.
     """
     return [
@@ -208,9 +209,10 @@ def _resources(cfg: Config, nodes: Sequence[Node]) -> Finding:
     cpus, gpus = sum(one.cpus for one in nodes), sum(one.gpus for one in nodes)
     data = _for_data(cfg, nodes)
     shared = [one for one in data if cfg.train.node_labels.items() <= one.labels.items()]
-    left = sum(one.cpus for one in data) - (cfg.train.workers * cfg.train.cpus_per_worker if shared == data else 0)
+    workers = max(placeable(cfg, nodes, evaluator=False), cfg.train.workers.least)
+    left = sum(one.cpus for one in data) - (workers * cfg.train.cpus_per_worker if shared == data else 0)
     found = f"nodes {len(nodes)}, CPUs {cpus:g}, GPUs {gpus:g}; CPUs for Ray Data {left:g}"
-    if left < cfg.train.workers and cfg.train.gpu:
+    if left < workers and cfg.train.gpu:
         return Finding("resources", found, "fewer CPUs for data than GPUs that wait for it: add nodes with CPUs")
     return Finding("resources", found)
 

@@ -19,6 +19,8 @@ from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.sources import open_labelled, open_pairs
 from ito_ray.models.pretrained import pretrained_folder
+from ito_ray.runtime.elastic import nodes_up
+from ito_ray.runtime.room import largest, placeable
 
 ENTRIES_PROBED = 8
 """Entries of the plan that are searched for a readable sample before the run is refused."""
@@ -90,20 +92,37 @@ def _lacking(cfg: Config) -> str:
                 f"`ray start --labels {label}`, or correct the field."
             )
     total = ray.cluster_resources()
-    wanted = cfg.train.workers * cfg.train.cpus_per_worker
+    workers = cfg.train.workers.least
+    wanted = workers * cfg.train.cpus_per_worker
     cpus = total.get("CPU", 0.0)
     if wanted + 1 > cpus:
         return (
-            f"train.workers={cfg.train.workers} × train.cpus_per_worker={cfg.train.cpus_per_worker:g} leave "
+            f"{_named(cfg)} × train.cpus_per_worker={cfg.train.cpus_per_worker:g} leave "
             f"{cpus - wanted:g} of the cluster's {cpus:g} CPUs, but Ray Data needs at least one: lower one of them "
             "or add nodes."
         )
-    if cfg.train.gpu and total.get("GPU", 0.0) < cfg.train.workers:
+    if cfg.train.gpu and total.get("GPU", 0.0) < workers:
         return (
-            f"train.workers={cfg.train.workers} with train.gpu need as many GPUs, but the cluster has "
+            f"{_named(cfg)} with train.gpu need as many GPUs, but the cluster has "
             f"{total.get('GPU', 0.0):g}: lower train.workers, add nodes, or set --train.no-gpu."
         )
+    if cfg.train.workers.elastic and not starting_with(cfg):
+        return (
+            f"No set of nodes has room for {workers} workers of train.cpus_per_worker={cfg.train.cpus_per_worker:g} "
+            f"beside a CPU for Ray Data, the least of train.workers={cfg.train.workers}: lower one or add nodes."
+        )
     return ""
+
+
+def _named(cfg: Config) -> str:
+    """What must have room at the start, as a user knows it."""
+    workers = cfg.train.workers
+    return f"the least of train.workers={workers}, {workers.least}," if workers.elastic else f"train.workers={workers}"
+
+
+def starting_with(cfg: Config) -> int:
+    """The number of workers that the nodes that are up have room for; 0 if for too few."""
+    return largest(cfg.train.sizes, placeable(cfg, nodes_up(), evaluator=has_evaluator(cfg)))
 
 
 def require_evaluation(cfg: Config) -> None:
@@ -130,8 +149,8 @@ def has_evaluator(cfg: Config) -> bool:
 def no_room_for_evaluator(cfg: Config) -> str:
     """What the cluster lacks for an evaluator beside training and a CPU for Ray Data; empty if nothing."""
     total, wanted = ray.cluster_resources(), cfg.eval.cpus
-    free = total.get("CPU", 0.0) - cfg.train.workers * cfg.train.cpus_per_worker - 1
-    gpus = total.get("GPU", 0.0) - cfg.train.workers * cfg.train.gpu
+    free = total.get("CPU", 0.0) - cfg.train.workers.least * cfg.train.cpus_per_worker - 1
+    gpus = total.get("GPU", 0.0) - cfg.train.workers.least * cfg.train.gpu
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = max((node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0.0) >= cfg.eval.gpu), default=0.0)
     if cfg.eval.gpu and gpus < 1:
@@ -145,12 +164,12 @@ def no_room_for_evaluator(cfg: Config) -> str:
 
 
 def _wait_for_nodes(cfg: Config) -> None:
-    """Ask for all that the run will hold at once, so that an autoscaler sees it, and let go of it again."""
+    """Ask for all that the run must hold at once, so that an autoscaler sees it, and let go of it again."""
     bundle = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
     evaluator = [{"CPU": cfg.eval.cpus} | ({"GPU": 1.0} if cfg.eval.gpu else {})] if cfg.eval.cpus else []
     asked = placement_group(
-        [bundle] * cfg.train.workers + [{"CPU": 1.0}] + evaluator,
-        bundle_label_selector=[cfg.train.node_labels] * cfg.train.workers
+        [bundle] * cfg.train.workers.least + [{"CPU": 1.0}] + evaluator,
+        bundle_label_selector=[cfg.train.node_labels] * cfg.train.workers.least
         + [cfg.data.node_labels]
         + [{} for _ in evaluator],
     )

@@ -18,6 +18,8 @@ from typing import Any, cast
 import numpy as np
 import ray
 import ray.data
+from ray.data import ExecutionOptions, ExecutionResources
+from ray.train import DataConfig
 
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
@@ -142,7 +144,7 @@ def entries_needed(cfg: Config, rows_per_entry: float) -> int:
         rows_per_entry: estimated from the shards' sizes; may be off by half.
     """
     samples = cfg.train.steps * cfg.train.global_batch
-    held_back = cfg.train.workers * (cfg.data.shuffle_buffer + 4 * cfg.data.rows_per_task)
+    held_back = cfg.train.workers.most * (cfg.data.shuffle_buffer + 4 * cfg.data.rows_per_task)
     delivered = max(1.0, rows_per_entry * (1 - cfg.data.max_bad_fraction) / 2)
     return int((samples + held_back) / delivered) + 16
 
@@ -165,6 +167,32 @@ def _not_complete(position: Position, count: int) -> list[int]:
             entries.append(entry)
         entry += 1
     return entries
+
+
+def bytes_ahead(cfg: Config, workers: int) -> float:
+    """Bytes of decoded pixels that the stream may hold in the object stores, with so many workers."""
+    view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
+    blocks_ahead = 2 * ray.cluster_resources().get("CPU", 0.0) + 4 * workers
+    return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
+
+
+def execution_options(cfg: Config, workers: int) -> ExecutionOptions:
+    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
+    limit = ExecutionResources(object_store_memory=bytes_ahead(cfg, workers))
+    return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
+
+
+class Feed(DataConfig):
+    """How Ray Train deals the stream to its workers: with options for the cluster as it is whenever they start."""
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__()
+        self._cfg = cfg
+
+    def configure(self, datasets: Any, world_size: int, *arguments: Any, **named: Any) -> Any:
+        """Called by Ray Train at each start of the workers."""
+        options = execution_options(self._cfg, world_size)
+        return DataConfig(execution_options=options).configure(datasets, world_size, *arguments, **named)
 
 
 def rank_blocks(shard: Any) -> Iterator[Arrays]:
@@ -200,11 +228,14 @@ def _continued(first: Future[Arrays | None], others: Iterator[Arrays]) -> Iterat
     yield from others
 
 
-def rank_batches(blocks: Iterator[Arrays], cfg: Config, position: Position, *, rank: int) -> Iterator[Arrays]:
+def rank_batches(
+    blocks: Iterator[Arrays], cfg: Config, position: Position, *, rank: int, workers: int
+) -> Iterator[Arrays]:
     """This rank's equal batches; notes in `position` what they consume, the moment they are handed out.
 
     Args:
         blocks: of `rank_blocks`.
+        workers: ranks that there are now.
 
     Raises:
         DataError: the stream ended, since the shards hold far less than their sizes promised.
@@ -212,7 +243,8 @@ def rank_batches(blocks: Iterator[Arrays], cfg: Config, position: Position, *, r
     # Another draw after a resume than at the start, the same for the same resume.
     started_from = sum(past - first for first, past in position.complete)
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))
-    local_batch = cfg.train.global_batch // cfg.train.workers
+    local_batch, rest = divmod(cfg.train.global_batch, workers)
+    assert not rest, "only sizes that divide the batch are started"
     for batch in mixed_batches(blocks, batch=local_batch, hold=cfg.data.shuffle_buffer, rng=rng):
         position.take(batch["uid"], batch["entry_rows"], batch["source"])
         yield batch

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import ray
 import ray.train
-from ray.data import ExecutionOptions, ExecutionResources
 from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ito_ray.config.schema import Config
@@ -27,10 +25,11 @@ from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime import halt, preflight, snapshot
 from ito_ray.runtime.cluster import release_of
 from ito_ray.runtime.committed import CommittedCallback
+from ito_ray.runtime.elastic import GrowingPolicy, Trainer, scaling
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
-from ito_ray.runtime.stream import MONITOR_LOST, StartAnew, StreamFactory, entries_needed
+from ito_ray.runtime.stream import MONITOR_LOST, Feed, StartAnew, StreamFactory, entries_needed
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import State, read_state, require_format, require_same_run
 
@@ -250,44 +249,28 @@ def _accounts(monitor: MonitorHandle, news: News, plan: ShardPlan, state: State)
 
 def _trainer(
     cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, monitor: MonitorHandle, *, judged: bool
-) -> TorchTrainer:
+) -> Trainer:
     count = entries_needed(cfg, data.rows_per_entry)
     evaluator = not judged and preflight.has_evaluator(cfg)
     launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged, evaluator)
     stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
-    resources = {"CPU": cfg.train.cpus_per_worker} | ({"GPU": 1.0} if cfg.train.gpu else {})
-    return TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"launch": launch},
         datasets={"train": stream},
-        dataset_config=DataConfig(execution_options=execution_options(cfg)),
-        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2 has label_selector
-            num_workers=cfg.train.workers,
-            use_gpu=cfg.train.gpu,
-            resources_per_worker=resources,
-            label_selector=cfg.train.node_labels or None,
-        ),
+        dataset_config=Feed(cfg),
+        scaling_config=scaling(cfg),
         run_config=RunConfig(
             name=cfg.name,
             storage_path=str(Path(cfg.output).absolute()),
             failure_config=FailureConfig(max_failures=cfg.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=cfg.train.keep_checkpoints),
-            callbacks=[CommittedCallback(monitor)],  # type: ignore[list-item]  # Train v2 takes its own kind
+            callbacks=[CommittedCallback(monitor)],
         ),
     )
-
-
-def bytes_ahead(cfg: Config) -> float:
-    """Bytes of decoded pixels that the stream may hold in the object stores."""
-    view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
-    blocks_ahead = 2 * ray.cluster_resources().get("CPU", 0.0) + 4 * cfg.train.workers
-    return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
-
-
-def execution_options(cfg: Config) -> ExecutionOptions:
-    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
-    limit = ExecutionResources(object_store_memory=bytes_ahead(cfg))
-    return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
+    if cfg.train.workers.elastic:
+        trainer.policy = GrowingPolicy(cfg, monitor, evaluator=evaluator)
+    return trainer
 
 
 def _relay(

@@ -43,7 +43,7 @@ def train_worker(launch: Launch, blocks: Iterator[Arrays]) -> None:
 
 def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
     cfg = launch.cfg
-    rank = ray.train.get_context().get_world_rank()
+    rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
     torch.set_num_threads(cfg.train.threads)
     launch.go_to_folder()
@@ -101,12 +101,14 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
         if rank == 0:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
-    batches = rank_batches(blocks, cfg, position, rank=rank)
+    if rank == 0:
+        log("train", step, {"workers": float(workers)})
+    batches = rank_batches(blocks, cfg, position, rank=rank, workers=workers)
     hooks = loop.Hooks(
         report,
         live.evaluate,
         save,
-        halt=Word(launch.monitor, ray.train.get_context().get_world_size()),
+        halt=Word(launch.monitor, workers),
         at_end=launch.judged or live.chooses,
         with_checkpoint=live.chooses,
     )

@@ -124,7 +124,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         micro_batches = [
             partial(to_batch, part, device, cfg.model.image.mean, cfg.model.image.std)
-            for part in split(arrays, cfg.train.micro_batch)
+            for part in split(arrays, cfg.train.micro_batch_of(len(arrays["lengths"])))
         ]
         features, result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)
         grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -149,7 +149,8 @@ def train(
             scale = method.encoder.logit_scale.exp()
             metrics = _mean_over_ranks(terms) | instruments(features, scale)
             if rank() == 0:
-                hooks.report(done, metrics | {"logit_scale": scale.item(), "lr": rate} | clock.rates())
+                settings = {"logit_scale": scale.item(), "lr": rate, "workers": float(world_size())}
+                hooks.report(done, metrics | settings | clock.rates())
         goes_on = (hooks.evaluate(done) if evaluate_now else True) and halt != "stop"
         # Last, since a checkpoint keeps what was reported up to it: a resumed run will not report it again.
         if checkpoint_now or not goes_on:

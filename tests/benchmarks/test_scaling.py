@@ -96,11 +96,12 @@ def test_data_nodes_follow_from_the_measured_cost_of_a_sample(tmp_path: Path) ->
 
 
 def test_the_object_store_is_what_the_trainer_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ito_ray.runtime import trainer
+    from ito_ray.runtime.stream import bytes_ahead
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0})
     cfg = cc12m_vitb16()
-    assert store_bytes(Scaling(), 64.0, cfg.train.workers) == trainer.bytes_ahead(cfg)
+    workers = cfg.train.workers.most
+    assert store_bytes(Scaling(), 64.0, workers) == bytes_ahead(cfg, workers)
 
 
 def test_seconds_of_a_pair_are_measured_or_assumed_and_say_so(tmp_path: Path) -> None:

@@ -33,6 +33,13 @@ def test_the_last_life_of_a_step_counts_and_the_pause_is_told(tmp_path: Path) ->
     assert seconds_lost(tmp_path / "r", 2.5) == pytest.approx(8.0), "from step 3 to step 4"
 
 
+def test_a_step_taken_again_by_fewer_ranks_counts_for_these_only(tmp_path: Path) -> None:
+    _write(tmp_path / "r", "2-0-11.jsonl", [(1.0, 1, [1]), (2.0, 2, [3])])
+    _write(tmp_path / "r", "2-1-12.jsonl", [(1.0, 1, [2]), (2.0, 2, [4])])
+    _write(tmp_path / "r", "1-0-13.jsonl", [(9.0, 2, [5, 6])])
+    assert given(tmp_path / "r") == {(1, 0): [1], (1, 1): [2], (2, 0): [5, 6]}
+
+
 def _trained(cfg: Config, plan: ShardPlan, entries: int) -> list[list[int]]:
     """The samples of whole entries, in order."""
     uids = [

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ito_ray.config.load import overlay, parse, to_yaml
 from ito_ray.config.recipes import RECIPES, recipe
-from ito_ray.config.schema import Config
+from ito_ray.config.schema import Config, TrainConfig
+from ito_ray.config.workers import Workers
 from ito_ray.errors import ConfigError
 
 
@@ -92,6 +95,12 @@ def test_unknown_option_exits_and_names_the_nearest(capsys: pytest.CaptureFixtur
     [
         ({"train": {"global_batch": 10, "workers": 4}}, "not divisible by train.workers=4"),
         ({"train": {"global_batch": 12, "workers": 2, "micro_batch": 4}}, "does not divide the 6 pairs of one worker"),
+        ({"train": {"workers": "1..6"}}, "both ends of train.workers=1..6: those that divide it are 1, 2, 4; in"),
+        ({"train": {"workers": "3..4"}}, "both ends of train.workers=3..4"),
+        *(
+            ({"train": {"workers": said}}, f"train.workers={said!r}: give a number")
+            for said in ("4..1", 0, True, "1…4")
+        ),
         ({"method": {"name": "clip"}}, "data.views.count=2"),
         ({"data": {"views": {"count": 1}}}, "needs a second fused vector"),
         ({"method": {"alignment_weights": [1.0]}}, "has 1 values"),
@@ -165,3 +174,26 @@ def test_captions_and_templates_from_the_command_line() -> None:
 def test_templates_that_do_not_fit(templates: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         overlay(Config(), {"data": {"templates": templates}}, source="test")
+
+
+def test_a_range_of_workers_is_read_and_printed_back(tmp_path: Path) -> None:
+    cfg = _parse("--train.workers", "1..4", "--train.global-batch", "12")
+    assert cfg.train.workers == Workers(1, 4) and cfg.train.sizes == (1, 2, 3, 4)
+    assert "workers: 1..4\n" in to_yaml(cfg)
+    path = tmp_path / "printed.yaml"
+    path.write_text(to_yaml(cfg))
+    assert _parse("--config", str(path)) == cfg
+    fixed = _parse("--config", str(path), "--train.workers", "4")
+    assert fixed.train.sizes == (4,) and "workers: 4\n" in to_yaml(fixed)
+
+
+def test_sizes_that_do_not_divide_the_batch_are_passed_over() -> None:
+    train = overlay(Config(), {"train": {"global_batch": 96, "workers": "1..8"}}, source="test").train
+    assert train.sizes == (1, 2, 3, 4, 6, 8)
+
+
+@given(st.integers(1, 200), st.integers(0, 250))
+def test_micro_batches_are_equal_and_as_large_as_allowed(share: int, limit: int) -> None:
+    divisors = [number for number in range(1, share + 1) if share % number == 0]
+    expected = max(number for number in divisors if not limit or number <= limit)
+    assert TrainConfig(micro_batch=limit).micro_batch_of(share) == expected

@@ -23,8 +23,8 @@ from ito_ray.errors import ClusterError
 from ito_ray.runtime import nodes, trainer
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data, require_resources
-from ito_ray.runtime.stream import EntryReader, open_stream
-from ito_ray.runtime.trainer import execution_options, start_monitor
+from ito_ray.runtime.stream import EntryReader, execution_options, open_stream
+from ito_ray.runtime.trainer import start_monitor
 from tests.runtime.shards import caption, small_config
 
 CPUS = 2
@@ -40,7 +40,7 @@ def _config(folder: Path, pool: str, **train: Any) -> Config:
 def blocks_by_pool(cfg: Config, tokenizer: TokenizerFiles, pools: dict[str, str]) -> dict[str, int]:
     """How many of the stream's blocks lie on the nodes of each pool."""
     data = plan_data(cfg)
-    ray.data.DataContext.get_current().execution_options = execution_options(cfg)
+    ray.data.DataContext.get_current().execution_options = execution_options(cfg, 1)
     reader = EntryReader(data.plan, cfg, tokenizer, start_monitor(cfg, data.plan, None), {})
     counts = dict.fromkeys(pools.values(), 0)
     for bundle in cast(

@@ -2,13 +2,13 @@
 
 Each rank appends a JSON line a step: the step, the time, the samples' uids and the ids of their captions. This is what
 the trainer got, told by nobody's bookkeeping. After STOP steps (0 = never) it waits to be killed; each step takes PACE
-seconds more than it needs.
+seconds more than it needs. Before a step that is held back it waits for a file in FOLDER.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ def recording_worker(given: dict[str, Any]) -> None:
                 file.write(json.dumps({**line, "ids": batch["ids"][:, 0].tolist()}) + "\n")
                 file.flush()
                 time.sleep(given["pace"])
+                held_by = given["holds"].get((context.get_world_size(), number))
+                while held_by and not Path(given["record"], held_by).exists():
+                    time.sleep(0.05)
                 yield batch
                 if number == given["stop"]:
                     time.sleep(600)
@@ -50,22 +53,28 @@ def recording_worker(given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def recording(folder: Path, stop: int = 0, pace: float = 0.0) -> Iterator[None]:
-    """Within, what trains in this process is recorded in `folder`; every step takes `pace` seconds more."""
+def recording(
+    folder: Path, stop: int = 0, pace: float = 0.0, holds: Mapping[tuple[int, int], str] | None = None
+) -> Iterator[None]:
+    """Within, what trains in this process is recorded in `folder`; every step takes `pace` seconds more.
+
+    Args:
+        holds: (number of ranks, step) → file in `folder` that this step waits for.
+    """
     from ito_ray.runtime import trainer as module
 
     trainer: Any = module
-    made = trainer.TorchTrainer
-    record = {"record": str(folder), "stop": stop, "pace": pace}
+    made = trainer.Trainer
+    record = {"record": str(folder), "stop": stop, "pace": pace, "holds": dict(holds or {})}
 
     def recorded(_: object, *, train_loop_config: dict[str, Any], **named: Any) -> Any:
         return made(recording_worker, train_loop_config={**train_loop_config, **record}, **named)
 
-    trainer.TorchTrainer = recorded
+    trainer.Trainer = recorded
     try:
         yield
     finally:
-        trainer.TorchTrainer = made
+        trainer.Trainer = made
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -132,8 +132,9 @@ def test_what_is_not_finite_stops_before_the_checkpoint(tmp_path: Path) -> None:
 
 def test_micro_batches_train_the_same(tmp_path: Path) -> None:
     whole = [metrics["loss/total"] for metrics in _train(_config(), tmp_path)]
-    cached = [metrics["loss/total"] for metrics in _train(_config(micro_batch=2), tmp_path)]
-    assert cached == pytest.approx(whole, abs=1e-4)
+    for train in ({"micro_batch": 2}, {"micro_batch": 5, "workers": "1..2"}):  # of 8 pairs: four times 2, twice 4
+        cached = [metrics["loss/total"] for metrics in _train(_config(**train), tmp_path)]
+        assert cached == pytest.approx(whole, abs=1e-4)
 
 
 def test_checkpoint_folder_holds_no_pickle(tmp_path: Path) -> None:

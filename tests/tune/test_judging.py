@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from ito_ray.errors import ConfigError
+from tests.tiny import tiny_config
 from tests.tune.books import FULL, OBJECTIVE, fill, finished_sweep, settings
 from tune.book import BASELINE, Book, Job, Spent, Trial
 from tune.budget import Budget
@@ -128,6 +129,13 @@ def _nodes(*cpus: float, gpus: float = 0.0, labels: dict[str, str] | None = None
 def _need(workers: int, cpus: float, *, gpus: float = 0.0, data: float = 1.0, pool: str = "") -> Need:
     train = {"pool": pool} if pool else {}
     return Need(workers, cpus, gpus, data, train, {"pool": "data"} if pool else {})
+
+
+def test_a_trial_has_a_fixed_size() -> None:
+    sized = tiny_config(train={"workers": 2, "node_labels": {"pool": "train"}})
+    assert Need.of(sized, 0.5) == Need(2, 1.0, 0.0, 0.5, {"pool": "train"}, {})
+    with pytest.raises(ConfigError, match=r"train\.workers=1\.\.2: trials lie side by side"):
+        Need.of(tiny_config(train={"workers": "1..2"}), 0.5)
 
 
 @pytest.mark.parametrize(
