@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from tune.book import Trial
 from tune.judging import Objective
 
-SchedulerName = Literal["asha", "hyperband", "none"]
+SchedulerName = Literal["asha", "hyperband", "pbt", "none"]
 HYPERBAND_BRACKETS = 3
 SCORE, STEP = "score", "step"
 
@@ -40,7 +40,7 @@ class Stopping:
         self._full = rungs.full
         self._known: dict[str, Any] = {}
         self._asha: ASHAScheduler | None = None
-        if name != "none":
+        if name in ("asha", "hyperband"):
             self._asha = ASHAScheduler(
                 time_attr=STEP,
                 metric=SCORE,

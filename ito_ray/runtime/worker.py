@@ -18,9 +18,9 @@ from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.runtime.best import name_of
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.live import LiveEvaluation
+from ito_ray.runtime.shelf import name_of
 from ito_ray.runtime.stream import rank_batches
 from ito_ray.training import checkpoint, loop, parallel
 from ito_ray.training.learner import Learner, build_learner
@@ -73,7 +73,10 @@ def _train(launch: Launch) -> None:
     if state and stopped_early(cfg, state):
         return
     if state and state.evaluating:
-        live.begin(step)
+        if not launch.judged:
+            live.begin(step)
+        elif not live.evaluate(step):
+            return
 
     def log(kind: str, done: int, metrics: dict[str, float]) -> None:
         launch.monitor.log.remote(done, {f"{kind}/{name}": value for name, value in metrics.items()})
@@ -87,6 +90,7 @@ def _train(launch: Launch) -> None:
         state = None
         if rank == 0:
             curve, evaluating = live.before_checkpoint(done, last=live.stopped or done == cfg.train.steps)
+            evaluating = evaluating or (launch.judged and loop.evaluation_due(cfg, done, at_end=True))
             log("data", done, position.fractions(launch.sources))
             consumed = position.to_json()
             kept = ray.get(launch.monitor.settle.remote(name_of(done), consumed["complete"]))
@@ -102,7 +106,14 @@ def _train(launch: Launch) -> None:
             log("checkpoint", done, {"seconds": time.perf_counter() - started})
 
     batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank)
-    hooks = loop.Hooks(report, live.evaluate, save, at_end=launch.judged or live.chooses, with_checkpoint=live.chooses)
+    hooks = loop.Hooks(
+        report,
+        live.evaluate,
+        save,
+        at_end=launch.judged or live.chooses,
+        with_checkpoint=live.chooses,
+        checkpoint_first=launch.judged,
+    )
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
 
 
