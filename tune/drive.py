@@ -166,7 +166,7 @@ class _Judge(_Unsaved, FIFOScheduler):
         """The word on an evaluation, the same when it comes twice."""
         trial = self._sweep.book.trials[key]
         if step not in trial.verdicts:
-            self._note(trial, step, values)
+            note(self._sweep, self._plan, trial, step, values)
         if trial.due:
             return YIELDS
         if trial.turn(step) is None:
@@ -176,24 +176,24 @@ class _Judge(_Unsaved, FIFOScheduler):
         ray.get(self._sweep.desk.place.remote(key, order))  # for Ray Tune, if it has to start the trial again
         return order.takeover
 
-    def _note(self, trial: Trial, step: int, values: dict[str, float]) -> None:
-        """Decide, and write down."""
-        sweep, key = self._sweep, trial.job.key
-        train = sweep.order(trial).cfg.train
-        taken, full = step - trial.steps, train.steps
-        spent = sweep.book.spent
-        samples = spent.samples + taken * train.global_batch
-        sweep.book.spend(Spent(spent.steps + taken, samples, spent.seconds, spent.money))
-        verdict = ""
-        if trial.job.phase == "search":
-            verdict = sweep.stopping.verdict(key, step, values)
-            gone = sweep.budget.gone(sweep.book.spent)
-            if gone and step < full:
-                verdict = verdict or f"{gone} used up"
-        end: State = "finished" if step >= full else "stopped" if verdict else "open"
-        due = end == "open" and self._plan.yields(trial, step)
-        turn = self._plan.turn(trial, step, values) if end == "open" and not due else None
-        sweep.book.evaluated(key, step, values, verdict, end, turn=turn, due=due)
+
+def note(sweep: Sweep, plan: Plan, trial: Trial, step: int, values: Mapping[str, float]) -> None:
+    """Decide on an evaluation that the book does not have yet, and write both down."""
+    train = sweep.order(trial).cfg.train
+    taken, full = step - trial.steps, train.steps
+    spent = sweep.book.spent
+    samples = spent.samples + taken * train.global_batch
+    sweep.book.spend(Spent(spent.steps + taken, samples, spent.seconds, spent.money))
+    verdict = ""
+    if trial.job.phase == "search":
+        verdict = sweep.stopping.verdict(trial.job.key, step, values)
+        gone = sweep.budget.gone(sweep.book.spent)
+        if gone and step < full:
+            verdict = verdict or f"{gone} used up"
+    end: State = "finished" if step >= full else "stopped" if verdict else "open"
+    due = end == "open" and plan.yields(trial, step)
+    turn = plan.turn(trial, step, values) if end == "open" and not due else None
+    sweep.book.evaluated(trial.job.key, step, values, verdict, end, turn=turn, due=due)
 
 
 class _Clock(_Unsaved, rtune.Callback):

@@ -25,7 +25,7 @@ def require_in_flight(space: Space, base: Config) -> None:
     """Refuse what a member of a population could not change when it goes on from another's checkpoint.
 
     Raises:
-        ConfigError: an axis that the tensors of a checkpoint depend on, or one that the recipe and the others differ in.
+        ConfigError: a field that the tensors of a checkpoint depend on.
     """
     stuck = [axis.field for axis in space.axes if not _is_free(axis.field)]
     if stuck:

@@ -110,8 +110,8 @@ def check(options: SearchOptions, cfg: Config) -> None:
 def _check_population(options: SearchOptions, cfg: Config) -> None:
     if options.searcher not in ("random", "grid"):
         raise ConfigError(
-            f"--scheduler pbt draws only the first settings, and --searcher {options.searcher} would learn nothing true "
-            "from scores of settings that change in flight: give --searcher random, or grid."
+            f"--scheduler pbt draws only the first settings, and --searcher {options.searcher} would take the scores of "
+            "settings that changed in flight for theirs: give --searcher random, or grid."
         )
     if options.points < 2:
         raise ConfigError(f"--scheduler pbt needs --points 2 or more (now {options.points}): nobody copies alone.")
