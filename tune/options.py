@@ -110,7 +110,7 @@ def check(options: SearchOptions, cfg: Config) -> None:
 def _check_population(options: SearchOptions, cfg: Config) -> None:
     if options.searcher not in ("random", "grid"):
         raise ConfigError(
-            f"--scheduler pbt draws only the first settings, and --searcher {options.searcher} would take the scores of "
+            f"--scheduler pbt draws only the first settings, and --searcher {options.searcher} would take scores of "
             "settings that changed in flight for theirs: give --searcher random, or grid."
         )
     if options.points < 2:

@@ -247,8 +247,9 @@ def test_explored_settings_are_near_and_inside() -> None:
     assert {one["optim.betas"] for one in drawn} == {(0.9, 0.95), (0.9, 0.98), (0.9, 0.999)}
     far = sum(one["optim.betas"] == (0.9, 0.999) for one in drawn) / len(drawn)
     assert far == pytest.approx(RESAMPLE / 3, abs=0.03), "two places off: only if drawn anew"
-    recipes = explore(SPACE, start, {}, random.Random(3))
-    assert recipes[LAMBDA] in (0.8 * value_of(start, LAMBDA), 1.2 * value_of(start, LAMBDA)) or recipes != {}
+    of_recipe = [explore(SPACE, start, {}, random.Random(number))[LAMBDA] for number in range(100)]
+    weight = value_of(start, LAMBDA)
+    assert of_recipe.count(0.8 * weight) > 20 and of_recipe.count(1.2 * weight) > 20
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_explored_settings_are_near_and_inside() -> None:
         (
             (Axis("model.embed_dim", Choice((16, 32))),),
             {},
-            "cannot change model.embed_dim in flight: --fix model.embed",
+            "change model.embed_dim in flight: --fix model.embed",
         ),
         ((Axis(READOUT, Choice(("cls", "mean"))), Axis(LR, Range(1, 2))), {}, f"--fix {READOUT}=cls takes them out"),
         ((Axis("optim.warmup_steps", Range(1, 9, integer=True)),), {}, "can change: method.fusion_weight, "),
