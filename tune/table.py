@@ -77,7 +77,9 @@ class SweepTable:
         for trial in [*running, *others][: ROWS + len(running)]:
             score = f"{self._score(trial):.4f}" if trial.curve else "–"
             words = (settings(trial.changes()) or "the recipe") + since(trial)
-            table.add_row(trial.job.key, _word(trial.state), f"{trial.steps:,}", score, words)
+            table.add_row(
+                trial.job.key, "waiting" if trial.due else _word(trial.state), f"{trial.steps:,}", score, words
+            )
         table.caption = self.line()
         table.caption_justify = "left"
         return table

@@ -52,7 +52,7 @@ class TrialMaker:
         if not trial.turns:
             return self.config(trial.job)
         turn = trial.turns[-1]
-        name = f"from-{name_of(turn.step)}"
+        name = f"{trial.job.key}-from-{turn.step}"
         return self._laid(self.point(turn.changes), trial.job, name=name, output=self.run_folder(trial.job))
 
     def _laid(self, point: Config, job: Job, *, name: str, output: Path) -> Config:

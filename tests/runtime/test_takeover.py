@@ -1,4 +1,4 @@
-"""A checkpoint that is taken over: what Ray Train finds, what it says of itself, and that the donor's stays as it was."""
+"""A checkpoint that is taken over: what Ray Train finds, what it says of itself, and that the donor keeps its own."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_the_run_goes_on_from_the_donors_weights_with_its_own_settings(tmp_path:
 
 def test_what_is_gone_damaged_or_of_another_model_is_not_taken_over(tmp_path: Path) -> None:
     donor = _donor(tmp_path / "p000-s0" / "held", tiny_config())
-    with pytest.raises(ConfigError, match="method.fusion"):
+    with pytest.raises(ConfigError, match=r"method\.fusion"):
         take_over(_takeover(tmp_path, donor, method={"fusion": {"readout": "mean"}}))
-    with pytest.raises(ConfigError, match="data.captions=2"):
+    with pytest.raises(ConfigError, match=r"data\.captions=2"):
         take_over(_takeover(tmp_path, donor, data={"captions": 2}))
     weights = donor / "method.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
