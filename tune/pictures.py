@@ -143,8 +143,9 @@ def course_png(trials: Sequence[Trial], name: str, path: Path, *, recipe: float 
     members = [trial for trial in trials if trial.curve]
     for number, trial in enumerate(members):
         steps = [step for step, _ in trial.course] + [trial.steps]
-        values = [changes.get(name, recipe) for _, changes in trial.course]
-        if any(value is None for value in values):
+        known = [changes.get(name, recipe) for _, changes in trial.course]
+        values = [float(value) for value in known if value is not None]
+        if len(values) < len(known):
             continue
         is_recipe = trial.job.point == BASELINE
         colour = INK if is_recipe else colours(number / max(1, len(members) - 1) * 0.9)

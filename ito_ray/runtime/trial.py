@@ -105,11 +105,16 @@ class _Judged:
             if takeover is not None:
                 take_over(takeover)
                 self._cfg, self._settings = takeover.cfg, takeover.settings
-            self._word = ""
-            train(self._cfg, self._on_metrics, self._judge)
-            if isinstance(self._word, str):
-                return self._word
-            takeover = self._word
+            word = self._last_word(train)
+            if isinstance(word, str):
+                return word
+            takeover = word
+
+    def _last_word(self, train: Train) -> Word:
+        """The one that ended training; "" if it went to its end."""
+        self._word = ""
+        train(self._cfg, self._on_metrics, self._judge)
+        return self._word
 
     def _on_metrics(self, step: int, metrics: dict[str, float]) -> None:
         if rate := metrics.get("train/samples_per_second"):
