@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 
 from ito_ray.data.position import within
 from ito_ray.data.tally import EntryReport, Tallies, Tally, added, to_json
-from ito_ray.runtime import snapshot
 
 JUDGE_AFTER_ROWS = 1000
 """Rows after which the share of bad ones is believed, if one pass is not shorter."""
@@ -181,15 +179,3 @@ class Monitor:
 
 MonitorHandle = Any
 """Handle of a `Monitor`; Ray's own type does not name the methods."""
-
-
-class CommittedCallback(ray.train.UserCallback):
-    """Tells the monitor which checkpoint a restart would load, so that the stream starts where the weights stand."""
-
-    def __init__(self, monitor: MonitorHandle) -> None:
-        self._monitor = monitor
-
-    def after_report(self, run_context: object, metrics: object, checkpoint: ray.train.Checkpoint | None) -> None:
-        if checkpoint is not None:
-            snapshot.keep(Path(checkpoint.path).parent)
-            ray.get(self._monitor.committed.remote(checkpoint.path))

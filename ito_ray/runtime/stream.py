@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import numpy as np
@@ -165,20 +167,48 @@ def _not_complete(position: Position, count: int) -> list[int]:
     return entries
 
 
-def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int) -> Iterator[Arrays]:
-    """This rank's equal batches; notes in `position` what they consume, the moment they are handed out.
+def rank_blocks(shard: Any) -> Iterator[Arrays]:
+    """This rank's blocks, of which the first is asked for at once, by a thread.
+
+    Ray Data starts with the first request. Its processes then import their libraries while this one imports torch and
+    builds the model.
 
     Args:
         shard: the rank's ray.data iterator.
-
-    Raises:
-        DataError: the stream ended, since the shards hold far less than their sizes promised.
     """
     blocks = (
         block
         for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if len(block["uid"])
     )
+    first: Future[Arrays | None] = Future()
+
+    def fetch() -> None:
+        try:
+            first.set_result(next(blocks, None))
+        except BaseException as error:  # for whoever asks
+            first.set_exception(error)
+
+    Thread(target=fetch, name="first block", daemon=True).start()
+    return _continued(first, blocks)
+
+
+def _continued(first: Future[Arrays | None], others: Iterator[Arrays]) -> Iterator[Arrays]:
+    block = first.result()
+    if block is not None:
+        yield block
+    yield from others
+
+
+def rank_batches(blocks: Iterator[Arrays], cfg: Config, position: Position, *, rank: int) -> Iterator[Arrays]:
+    """This rank's equal batches; notes in `position` what they consume, the moment they are handed out.
+
+    Args:
+        blocks: of `rank_blocks`.
+
+    Raises:
+        DataError: the stream ended, since the shards hold far less than their sizes promised.
+    """
     # Another draw after a resume than at the start, the same for the same resume.
     started_from = sum(past - first for first, past in position.complete)
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))

@@ -26,8 +26,9 @@ from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime import preflight, snapshot
 from ito_ray.runtime.cluster import own_signals, release_of
+from ito_ray.runtime.committed import CommittedCallback
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
-from ito_ray.runtime.monitor import CommittedCallback, Monitor, MonitorHandle, News, Setup
+from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
 from ito_ray.runtime.stream import MONITOR_LOST, StartAnew, StreamFactory, entries_needed
 from ito_ray.training.manifest import damage
