@@ -13,7 +13,9 @@ import pytest
 from ito_ray.config.recipes import icons_cpu
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
+from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.shelf import name_of
+from ito_ray.tracking.run import Store
 from tests.tiny import tiny_config
 from tests.tune.books import EVERY, FULL, OBJECTIVE, base, settings
 from tune.axes import Axis, Changes, Choice, Range, Space, apply, value_of
@@ -27,6 +29,7 @@ from tune.population import Population, lineage, release
 from tune.searchers import make_searcher
 from tune.spaces import ito_schedule
 from tune.stopping import Rungs, Stopping
+from tune.trials import TrialMaker
 
 LAMBDA, LR, READOUT = "method.fusion_weight", "optim.lr", "method.fusion.readout"
 SPACE = Space("small", (Axis(LAMBDA, Range(0.5, 8.0)), Axis(LR, Range(1e-4, 1e-2, log=True))))
@@ -328,3 +331,29 @@ def test_a_confirmation_holds_its_last_checkpoint_only(tmp_path: Path) -> None:
     trial = Trial(Job(2, 1000, "confirm", {}), curve=[(30, {}), (60, {})])
     release(lambda key: tmp_path / key, [trial], trial.steps)
     assert sorted(path.name for path in (tmp_path / "p002-s1000").iterdir()) == [name_of(60), name_of(90)]
+
+
+def test_a_trial_is_told_what_it_goes_on_from_and_with(tmp_path: Path) -> None:
+    recipe = base()
+    space = ito_schedule(recipe)
+    fields, view = tuple(axis.field for axis in space.axes), "method.alignment_weights.1"
+    store, files = Store("sqlite:///mlflow.db", None), TokenizerFiles(())
+    maker = TrialMaker(
+        "tiny", recipe, space.start(recipe), tmp_path, store, EVERY, files, {}, fields, tuple(space.fixed)
+    )
+    first, later = {LAMBDA: 0.5, view: 2.0}, {LAMBDA: 3.0, view: 0.5, LR: 1e-4}
+    trial = Trial(Job(1, 7, "search", first), turns=[Turn(EVERY, "p002-s7", later)])
+    order = maker.order(trial)
+    assert (order.cfg.method.fusion_weight, order.settings[LAMBDA], order.settings[view]) == (0.5, 0.5, 2.0)
+    assert order.shelf == str(tmp_path / "trials" / "p001-s7" / "held")
+    takeover = order.takeover
+    assert takeover is not None and takeover.cfg == maker.present(trial)
+    assert takeover.checkpoint == str(tmp_path / "trials" / "p002-s7" / "held" / name_of(EVERY))
+    assert (takeover.cfg.output, takeover.cfg.name) == (str(tmp_path / "trials" / "p001-s7"), "p001-s7-from-30")
+    assert takeover.cfg.method.alignment_weights == (1.0, 0.5) and takeover.settings[LR] == 1e-4
+    changed = {"method": takeover.cfg.method, "optim": takeover.cfg.optim, "name": "p001-s7-from-30"}
+    assert order.cfg.model_copy(update={**changed, "output": takeover.cfg.output}) == takeover.cfg
+    assert order.cfg.train.checkpoint_every == EVERY and order.cfg.train.seed == 7
+    assert maker.point(maker.recipe_changes) == recipe, "a schedule can begin as the recipe"
+    of_recipe = maker.order(Trial(Job(BASELINE, 7, "search", {})))
+    assert of_recipe.takeover is None and of_recipe.settings.keys() == set(fields) - {view}, "it names no weights"
