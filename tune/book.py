@@ -7,6 +7,7 @@ leaves at most half a last line, which is cut off when the book is opened again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,20 @@ TEST = "test"
 """Name of the note that holds the test scores."""
 
 
+Schedule = tuple[tuple[int, Changes], ...]
+"""(step, the settings from there on), by step."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A trial goes on from a checkpoint, another trial's or its own, with other settings."""
+
+    step: int
+    donor: str
+    """Key of the trial whose checkpoint of that step it is."""
+    changes: Changes
+
+
 @dataclass(frozen=True)
 class Job:
     """One point with one seed."""
@@ -38,6 +53,8 @@ class Job:
     seed: int
     phase: Phase
     changes: Changes
+    schedule: Schedule = ()
+    """What it changes later, from its own checkpoints: a confirmation repeats what a population found."""
 
     @property
     def key(self) -> str:
@@ -56,6 +73,27 @@ class Trial:
     """By step; "" let it go on."""
     state: State = "open"
     reason: str = ""
+    turns: list[Turn] = field(default_factory=list)
+    due: bool = False
+    """Whether it yielded its place after the last evaluation, and a turn is to be thought of when it goes on."""
+
+    def changes(self, before: float = math.inf) -> Changes:
+        """The settings that its checkpoint of step `before` was trained with at last; without it, the present ones."""
+        turns = [turn for turn in self.turns if turn.step < before]
+        return turns[-1].changes if turns else self.job.changes
+
+    @property
+    def course(self) -> Schedule:
+        """Its settings over time; those that made its weights may be another's (`lineage`)."""
+        return ((0, self.job.changes), *((turn.step, turn.changes) for turn in self.turns))
+
+    def turn(self, step: int) -> Turn | None:
+        """What changed after the evaluation at `step`."""
+        return next((turn for turn in self.turns if turn.step == step), None)
+
+    def values(self, step: int) -> dict[str, float] | None:
+        """The values of the evaluation at `step`."""
+        return next((values for when, values in self.curve if when == step), None)
 
     @property
     def steps(self) -> int:
@@ -137,12 +175,23 @@ class Book:
                 "seed": job.seed,
                 "phase": job.phase,
                 "changes": job.changes,
+                **({"schedule": job.schedule} if job.schedule else {}),
             }
         )
         return self.trials[job.key]
 
-    def evaluated(self, key: str, step: int, values: Mapping[str, float], verdict: str, end: State = "open") -> None:
-        """Note an evaluation with the word on it, and in the same line whether the trial ends by it."""
+    def evaluated(
+        self,
+        key: str,
+        step: int,
+        values: Mapping[str, float],
+        verdict: str,
+        end: State = "open",
+        *,
+        turn: Turn | None = None,
+        due: bool = False,
+    ) -> None:
+        """Note an evaluation with the word on it, and in the same line whether the trial ends or turns by it."""
         self._write(
             {
                 "event": "evaluated",
@@ -151,8 +200,14 @@ class Book:
                 "values": dict(values),
                 "verdict": verdict,
                 "state": end,
+                **_turned(turn),
+                **({"due": True} if due else {}),
             }
         )
+
+    def thought(self, key: str, turn: Turn | None) -> None:
+        """Note what was decided on a trial that had yielded its place, before it goes on."""
+        self._write({"event": "thought", "trial": key, **_turned(turn)})
 
     def ended(self, key: str, state: State, reason: str) -> None:
         """Note how a trial ended otherwise."""
@@ -191,7 +246,8 @@ class Book:
                 self.sessions += 1
                 self.settings = event["settings"]
             case "started":
-                job = Job(event["point"], event["seed"], event["phase"], event["changes"])
+                schedule = tuple((step, changes) for step, changes in event.get("schedule", ()))
+                job = Job(event["point"], event["seed"], event["phase"], event["changes"], schedule)
                 assert job.key not in self.trials, f"{job.key} was started before"
                 self.trials[job.key] = Trial(job)
             case "evaluated":
@@ -199,6 +255,12 @@ class Book:
                 trial.curve.append((event["step"], event["values"]))
                 trial.verdicts[event["step"]] = event["verdict"]
                 trial.state, trial.reason = event["state"], event["verdict"]
+                trial.due = event.get("due", False)
+                trial.turns += _turns(event, event["step"])
+            case "thought":
+                trial = self.trials[event["trial"]]
+                trial.due = False
+                trial.turns += _turns(event, trial.steps)
             case "ended":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]
@@ -206,6 +268,14 @@ class Book:
                 self.spent = Spent(**{name: value for name, value in event.items() if name != "event"})
             case "note":
                 self.notes[event["name"]] = event["value"]
+
+
+def _turned(turn: Turn | None) -> dict[str, Any]:
+    return {"turn": {"donor": turn.donor, "changes": turn.changes}} if turn else {}
+
+
+def _turns(event: dict[str, Any], step: int) -> list[Turn]:
+    return [Turn(step, event["turn"]["donor"], event["turn"]["changes"])] if "turn" in event else []
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

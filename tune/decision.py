@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from tune.book import BASELINE, Book, Job
+from tune.axes import Changes
+from tune.book import BASELINE, Book, Job, Schedule
 from tune.judging import Difference, Estimate, Objective, Standing, difference, standings
+from tune.population import lineage
 
 CONFIRM_SEEDS = 1000
 """Fresh seeds start so far from those of the search."""
@@ -36,7 +37,9 @@ class Decision:
         """In words."""
         if self.best.point == BASELINE:
             return "Nothing that was tried is better than the recipe as it is."
-        name = f"Point {self.best.point}"
+        name = (
+            f"Point {self.best.point}" if not self.best.trials[0].turns else f"The schedule of point {self.best.point}"
+        )
         if self.gain is None:
             return (
                 f"{name} leads the search; on fresh seeds it was not compared with the recipe, so luck is not excluded."
@@ -65,14 +68,24 @@ def decide(book: Book, objective: Objective) -> Decision | None:
     return Decision(best, recipe, one, other, difference(one, other))
 
 
-def confirmation_jobs(book: Book, objective: Objective, count: int, first_seed: int) -> list[Job]:
-    """The best point and the recipe, each with the same fresh seeds; the recipe alone when it is the best."""
+def confirmation_jobs(
+    book: Book, objective: Objective, count: int, first_seed: int, recipe: Changes | None = None
+) -> list[Job]:
+    """The best point and the recipe, each with the same fresh seeds; the recipe alone when it is the best.
+
+    Settings that changed in flight change at the same steps again.
+
+    Args:
+        recipe: the recipe as changes of the space's start; without it {}.
+    """
     decision = decide(book, objective)
     if decision is None:
         return []
-    points = {BASELINE: dict[str, Any](), decision.best.point: decision.best.changes}
+    schedules: dict[int, Schedule] = {BASELINE: ((0, {}),)}
+    if decision.best.point != BASELINE:
+        schedules[decision.best.point] = lineage(book, decision.best.trials[0].job.key, recipe or {})
     return [
-        Job(point, first_seed + CONFIRM_SEEDS + number, "confirm", dict(changes))
+        Job(point, first_seed + CONFIRM_SEEDS + number, "confirm", dict(first), tuple(later))
         for number in range(count)
-        for point, changes in points.items()
+        for point, ((_, first), *later) in schedules.items()
     ]

@@ -19,9 +19,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as RaySearcher
 
 from ito_ray.errors import ItoError
-from ito_ray.runtime.desk import Desk, Order
+from ito_ray.runtime.desk import Desk, Order, Word
 from ito_ray.runtime.trial import run_trial
-from tune.book import Book, Job, Spent, State
+from tune.book import Book, Spent, State, Trial
 from tune.budget import Budget
 from tune.capacity import nodes_now
 from tune.plan import Plan
@@ -32,6 +32,7 @@ DRIVER_RESOURCE = "node:__internal_head__"
 """A trial's driver runs beside the sweep's: it needs the tracker, and no node must wait for it."""
 SPENT_EVERY_SECONDS = 15.0
 TICK_SECONDS = 1.0
+YIELDS = "makes room for those behind"
 RESTARTS = 1
 """Of a trial whose driver was lost, or whose workers could not be kept alive; it goes on from its checkpoint."""
 
@@ -44,7 +45,7 @@ class Sweep:
 
     book: Book
     budget: Budget
-    order: Callable[[Job], Order]
+    order: Callable[[Trial], Order]
     stopping: Stopping
     desk_name: str
     desk: Any
@@ -120,13 +121,13 @@ class _Next(_Unsaved, RaySearcher):
         job = self._plan.next()
         if job is None:
             return self.FINISHED if self._plan.is_finished else None
-        ray.get(self._sweep.desk.place.remote(job.key, self._sweep.order(job)))
+        ray.get(self._sweep.desk.place.remote(job.key, self._sweep.order(self._sweep.book.trials[job.key])))
         self._keys[trial_id] = job.key
         return {"trial": job.key, "desk": self._sweep.desk_name}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._sweep.book.trials[self._keys[trial_id]]
-        if trial.state == "open":
+        if trial.state == "open" and not trial.due:
             self._sweep.book.ended(trial.job.key, "crashed", f"lost after {trial.steps:,} steps, {1 + RESTARTS} times")
         self._plan.ended(trial)
 
@@ -154,32 +155,45 @@ class _Judge(_Unsaved, FIFOScheduler):
             # Ray Tune has made {"values": {name: …}} flat.
             values = {name.removeprefix(VALUES): result[name] for name in result if name.startswith(VALUES)}
             try:
-                verdict = self._verdict(key, result[STEP], values)
+                word = self._word(key, result[STEP], values)
             except ItoError as error:
                 self.error = error
                 raise
-            ray.get(self._sweep.desk.decide.remote(key, result[STEP], verdict))
+            ray.get(self._sweep.desk.decide.remote(key, result[STEP], word))
         return self.CONTINUE
 
-    def _verdict(self, key: str, step: int, values: dict[str, float]) -> str:
+    def _word(self, key: str, step: int, values: dict[str, float]) -> Word:
         """The word on an evaluation, the same when it comes twice."""
-        sweep, trial = self._sweep, self._sweep.book.trials[key]
-        if step in trial.verdicts:
+        trial = self._sweep.book.trials[key]
+        if step not in trial.verdicts:
+            note(self._sweep, self._plan, trial, step, values)
+        if trial.due:
+            return YIELDS
+        if trial.turn(step) is None:
             return trial.verdicts[step]
-        order = sweep.order(trial.job)
-        full, batch = order.cfg.train.steps, order.cfg.train.global_batch
-        taken = step - trial.steps
-        spent = sweep.book.spent
-        sweep.book.spend(Spent(spent.steps + taken, spent.samples + taken * batch, spent.seconds, spent.money))
-        verdict = ""
-        if trial.job.phase == "search":
-            verdict = sweep.stopping.verdict(key, step, values)
-            gone = sweep.budget.gone(sweep.book.spent)
-            if gone and step < full:
-                verdict = verdict or f"{gone} used up"
-        end: State = "finished" if step >= full else "stopped" if verdict else "open"
-        sweep.book.evaluated(key, step, values, verdict, end)
-        return verdict
+        order = self._sweep.order(trial)
+        assert order.takeover is not None and order.takeover.step == step
+        ray.get(self._sweep.desk.place.remote(key, order))  # for Ray Tune, if it has to start the trial again
+        return order.takeover
+
+
+def note(sweep: Sweep, plan: Plan, trial: Trial, step: int, values: Mapping[str, float]) -> None:
+    """Decide on an evaluation that the book does not have yet, and write both down."""
+    train = sweep.order(trial).cfg.train
+    taken, full = step - trial.steps, train.steps
+    spent = sweep.book.spent
+    samples = spent.samples + taken * train.global_batch
+    sweep.book.spend(Spent(spent.steps + taken, samples, spent.seconds, spent.money))
+    verdict = ""
+    if trial.job.phase == "search":
+        verdict = sweep.stopping.verdict(trial.job.key, step, values)
+        gone = sweep.budget.gone(sweep.book.spent)
+        if gone and step < full:
+            verdict = verdict or f"{gone} used up"
+    end: State = "finished" if step >= full else "stopped" if verdict else "open"
+    due = end == "open" and plan.yields(trial, step)
+    turn = plan.turn(trial, step, values) if end == "open" and not due else None
+    sweep.book.evaluated(trial.job.key, step, values, verdict, end, turn=turn, due=due)
 
 
 class _Clock(_Unsaved, rtune.Callback):

@@ -18,7 +18,7 @@ from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import trainer
 from ito_ray.training import checkpoint
-from tune.book import TEST, Book, Job
+from tune.book import TEST, Book, Trial
 from tune.trials import TrialMaker
 
 
@@ -58,7 +58,7 @@ def measure_test(book: Book, maker: TrialMaker, patterns: Sequence[str]) -> None
         )
     changes = {"data": {"heldout": list(patterns)}, "eval": {"zero_shot": []}}
     scores = {
-        str(point): [measure(maker, one.job, changes, source="--test") for one in trials if one.state == "finished"]
+        str(point): [measure(maker, one, changes, source="--test") for one in trials if one.state == "finished"]
         for point, trials in book.points("confirm").items()
         if str(point) not in known["scores"]
     }
@@ -66,20 +66,20 @@ def measure_test(book: Book, maker: TrialMaker, patterns: Sequence[str]) -> None
         book.note(TEST, {"shards": list(patterns), "scores": {**known["scores"], **scores}})
 
 
-def measure(maker: TrialMaker, job: Job, changes: dict[str, Any], *, source: str) -> dict[str, float]:
+def measure(maker: TrialMaker, trial: Trial, changes: dict[str, Any], *, source: str) -> dict[str, float]:
     """The numbers of a trial that has finished and keeps its weights.
 
     Args:
         changes: laid over its configuration: the test sets.
         source: where they come from, for messages.
     """
-    cfg = maker.config(job)
-    order = maker.order(job)
+    cfg = maker.present(trial)
+    order = maker.order(trial)
     own = Path(cfg.output) / cfg.name / "tokenizer"
     tokenizer = load_tokenizer(order.tokenizer.folder() if order.tokenizer else str(own))
     encoder = DualEncoder(cfg.model, tokenizer)
     newest = trainer.latest_checkpoint(cfg)
-    assert newest is not None, f"{job.key} has finished and keeps its weights"
+    assert newest is not None, f"{trial.job.key} has finished and keeps its weights"
     checkpoint.load_encoder(newest, encoder)
     encoder.eval()
     tested = overlay(cfg, changes, source=source)

@@ -126,8 +126,8 @@ class Standing:
 
     @property
     def changes(self) -> dict[str, object]:
-        """What it changes of the recipe."""
-        return self.trials[0].job.changes
+        """What it changes of the recipe, at last."""
+        return self.trials[0].changes()
 
 
 def standings(trials: Mapping[int, Sequence[Trial]], objective: Objective) -> list[Standing]:

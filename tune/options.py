@@ -11,6 +11,7 @@ from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
 from tune.axes import Space, parse_axis, parse_fixed
 from tune.budget import Budget
+from tune.explore import require_in_flight
 from tune.spaces import space
 
 R1 = ("heldout/r1_image_to_text", "heldout/r1_text_to_image")
@@ -31,15 +32,16 @@ class SearchOptions(Options):
     print_space: bool = False
     """Show the space and stop."""
     points: int = 16
-    """Settings that are tried, the recipe's own first."""
+    """Settings that are tried, the recipe's own first; pbt: members of the population."""
     searcher: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
     """tpe: multivariate; nsga2: for two objectives; grid: every combination."""
     grid_points: int = 4
     """Values of each range in a grid."""
-    scheduler: Literal["asha", "hyperband", "none"] = "asha"
-    """Stops trials that are behind: asynchronous successive halving, the same in three brackets, or not at all."""
+    scheduler: Literal["asha", "hyperband", "pbt", "none"] = "asha"
+    """Stops trials that are behind: asynchronous successive halving, the same in three brackets, or not at all. pbt:
+    no trial stops, those behind go on from the checkpoints of those ahead, with other settings."""
     factor: int = 3
-    """One trial in so many goes on from each rung."""
+    """One trial in so many goes on from each rung; pbt: one in so many copies one in so many."""
     seeds: int = 1
     """Trials of each point, each with another seed; judged by their mean."""
     confirm: int = 3
@@ -87,6 +89,8 @@ def check(options: SearchOptions, cfg: Config) -> None:
         raise ConfigError("data.heldout and eval.zero_shot are both empty: a sweep needs validation data to judge by.")
     if not options.objective:
         raise ConfigError("--objective is empty: name at least one metric of the evaluation.")
+    if options.scheduler == "pbt":
+        _check_population(options, cfg)
     if options.against and options.scheduler != "none":
         raise ConfigError("--against needs --scheduler none: stopping early compares one objective only.")
     if options.against and options.register:
@@ -101,6 +105,27 @@ def check(options: SearchOptions, cfg: Config) -> None:
         )
     if options.test and options.confirm < 1:
         raise ConfigError("--test is read for the confirmed points only: give --confirm 1 or more.")
+
+
+def _check_population(options: SearchOptions, cfg: Config) -> None:
+    if options.searcher not in ("random", "grid"):
+        raise ConfigError(
+            f"--scheduler pbt draws only the first settings, and --searcher {options.searcher} would take scores of "
+            "settings that changed in flight for theirs: give --searcher random, or grid."
+        )
+    if options.points < 2:
+        raise ConfigError(f"--scheduler pbt needs --points 2 or more (now {options.points}): nobody copies alone.")
+    if options.seeds != 1:
+        raise ConfigError(
+            f"--scheduler pbt needs --seeds 1 (now {options.seeds}): members share the order of the data, so that one "
+            "can go on where another stood."
+        )
+    if options.register:
+        raise ConfigError(
+            "--register trains the winner with the main job, which knows no settings that change in flight: leave it "
+            "out with --scheduler pbt. The trials that confirm a schedule keep their weights."
+        )
+    require_in_flight(space_of(options, cfg), cfg)
 
 
 def space_of(options: SearchOptions, cfg: Config) -> Space:

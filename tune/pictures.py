@@ -20,6 +20,8 @@ LAMBDA = "method.fusion_weight"
 PAPER_U = ((0.0, 43.7), (2.0, 44.3), (6.0, 43.2))
 """λ and ImageNet zero-shot top-1 in per cent, ViT-B/16 on YFCC15M (arXiv 2603.02767)."""
 INK, SOFT, BLUE, ORANGE, GREEN = "#16191d", "#5a6472", "#0b6fb8", "#c2500a", "#0a7d38"
+NAMED_MEMBERS = 12
+"""Up to so many lines are named."""
 FIT_POINTS = 5
 """Points from which a parabola is drawn through a response."""
 
@@ -127,6 +129,35 @@ def response_png(points: Sequence[tuple[float, float]], name: str, path: Path, *
         more = other.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper center", ncols=2)
+    return _save(figure, path)
+
+
+def course_png(trials: Sequence[Trial], name: str, path: Path, *, recipe: float | None) -> Path:
+    """The course of one setting over steps, a line a member; a ring is where one went on from another's checkpoint.
+
+    Args:
+        recipe: its value in the recipe, which keeps it.
+    """
+    figure, axes = _figure(8, 4.2)
+    colours = colormaps["viridis"]
+    members = [trial for trial in trials if trial.curve]
+    for number, trial in enumerate(members):
+        steps = [step for step, _ in trial.course] + [trial.steps]
+        known = [changes.get(name, recipe) for _, changes in trial.course]
+        values = [float(value) for value in known if value is not None]
+        if len(values) < len(known):
+            continue
+        is_recipe = trial.job.point == BASELINE
+        colour = INK if is_recipe else colours(number / max(1, len(members) - 1) * 0.9)
+        label = "the recipe as it is" if is_recipe else f"point {trial.job.point}"
+        axes.step(steps, [*values, values[-1]], where="post", color=colour, lw=2.2 if is_recipe else 1.2, label=label)
+        axes.plot(steps[1:-1], values[1:], "o", color=colour, mfc="none", ms=8)
+        for turn, value in zip(trial.turns, values[1:], strict=True):
+            donor = turn.donor.split("-")[0].removeprefix("p").lstrip("0") or "0"
+            axes.annotate(f" from {donor}", (turn.step, value), fontsize=7.5, color=colour, va="bottom")
+    axes.set(xlabel="steps", ylabel="λ, fusion weight" if name == LAMBDA else name)
+    if len(members) <= NAMED_MEMBERS:
+        axes.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 
 

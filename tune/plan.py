@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tune.axes import Changes
-from tune.book import BASELINE, Book, Job, Trial
+from tune.book import BASELINE, Book, Job, Trial, Turn
 from tune.budget import Budget
 from tune.searchers import OptunaSearcher, Searcher
 
@@ -23,11 +23,19 @@ class Plan(Protocol):
         """Nothing will come any more."""
 
     def ended(self, trial: Trial) -> None:
-        """A trial that was given out has ended."""
+        """A trial that was given out has ended, or has yielded its place."""
+
+    def turn(self, trial: Trial, step: int, values: Mapping[str, float]) -> Turn | None:
+        """What changes in flight after an evaluation that the book does not have yet."""
+        return None
+
+    def yields(self, trial: Trial, step: int) -> bool:
+        """Whether the trial, evaluated at `step`, makes room for others and goes on later."""
+        return False
 
 
 @dataclass
-class Search:
+class Search(Plan):
     """First the recipe as it is, then what the searcher asks for, each with every seed."""
 
     book: Book
@@ -87,7 +95,7 @@ class Search:
 
 
 @dataclass
-class Listed:
+class Listed(Plan):
     """These jobs in their order, all to the end, whatever the budget: a confirmation, or the arms of a study."""
 
     book: Book
@@ -112,3 +120,7 @@ class Listed:
 
     def ended(self, trial: Trial) -> None:
         """Nothing depends on it."""
+
+    def turn(self, trial: Trial, step: int, values: Mapping[str, float]) -> Turn | None:
+        changes = dict(trial.job.schedule).get(step)
+        return None if changes is None else Turn(step, trial.job.key, changes)

@@ -27,10 +27,14 @@ from tune import pictures
 from tune.book import BASELINE, TEST, Book
 from tune.decision import Decision, decide
 from tune.judging import Estimate, Objective, pareto, saved_steps, standings
-from tune.table import settings, short_name
+from tune.population import lineage
+from tune.table import settings, short_name, since
 
 BEST = 8
 """Rows of the table."""
+COURSE = (
+    "A line is a member of the population; a ring is where it went on from the checkpoint of the one that is named."
+)
 IMPORTANCE_POINTS = 8
 """From so many points on importance is computed; below, a forest would only repeat noise."""
 
@@ -83,6 +87,7 @@ def write_report(out: Path, book: Book, *, name: str) -> Path:
             fresh=_fresh(decision),
             tests=_tests(book, objective),
             test_shards=book.notes.get(TEST, {}).get("shards", []),
+            schedule=_schedule(book, decision),
             pictures=_pictures(out, book, objective, compared),
             failures=[trial for trial in trials if trial.state in ("failed", "crashed")],
             advice=advice(book, decision, compared),
@@ -127,13 +132,21 @@ def _rows(book: Book, objective: Objective) -> list[dict[str, Any]]:
     return [
         {
             "point": one.point,
-            "words": settings(one.changes) if one.point != BASELINE else "the recipe as it is",
+            "words": settings(one.changes) + since(one.trials[0]) if one.point != BASELINE else "the recipe as it is",
             "score": f"{one.score.mean:.4f}",
             "interval": _interval(one.score),
             "cost": f"{one.cost.mean:.4g}" if objective.against else "",
         }
         for one in best
     ]
+
+
+def _schedule(book: Book, decision: Decision | None) -> list[tuple[str, str]]:
+    """(step, settings from there on) of the best, if they changed in flight."""
+    if decision is None or not decision.best.trials[0].turns:
+        return []
+    found = lineage(book, decision.best.trials[0].job.key, {})
+    return [(f"{step:,}", settings(changes) or "the recipe as it is") for step, changes in found]
 
 
 def _interval(estimate: Estimate) -> str:
@@ -181,6 +194,14 @@ def _pictures(out: Path, book: Book, objective: Objective, compared: Compared) -
         "Every trial on validation data; a cross is where it was stopped.",
         pictures.curves_png(trials, objective, out / "curves.png"),
     )
+    if book.settings["scheduler"] == "pbt":  # what follows speaks of settings that do not change
+        for name, _, note in book.settings["space"]:
+            recipe = _recipe(book, [name]).get(name)
+            values = [changes.get(name, recipe) for trial in trials for _, changes in trial.course]
+            if note != "fixed" and all(_is_number(value) or value is None for value in values):
+                path = pictures.course_png(trials, name, out / f"course-{name}.png", recipe=recipe)
+                add(f"Course of {short_name(name)}", COURSE, path)
+        return found
     filled = [({**_recipe(book, names), **point}, score) for point, score in compared.points]
     if len(filled) >= 2 and names:
         path = pictures.parallel_png(filled, names, out / "parallel.png")
@@ -258,7 +279,10 @@ def advice(book: Book, decision: Decision | None, compared: Compared) -> list[st
         found.append(f"{len(failed)} of {len(book.trials)} trials failed; the first says: {failed[0].reason}")
     if decision is None:
         return [*found, "No trial has finished: raise the budget and run the same command again."]
-    if decision.is_better:
+    population = book.settings["scheduler"] == "pbt"
+    if decision.is_better and population:
+        found.append("Its confirmation repeated the schedule below on fresh seeds; those trials keep their weights.")
+    elif decision.is_better:
         found.append("Train the winner to full length and register it: the same command with --register.")
     elif decision.best.point != BASELINE and decision.gain is None:
         found.append("Compare the leader with the recipe on fresh seeds before believing it: --confirm 3.")
@@ -267,7 +291,7 @@ def advice(book: Book, decision: Decision | None, compared: Compared) -> list[st
     else:
         found.append("Keep the recipe, or search another space: the ones of tune/spaces.py, or one of your own.")
     found += _edges(decision, book)
-    if len(compared.points) < IMPORTANCE_POINTS:
+    if len(compared.points) < IMPORTANCE_POINTS and not population:
         found.append(f"{len(compared.points)} points are few: raise --points and run the same command again.")
     return found
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from tune.judging import Objective
 from tune.options import SearchOptions
 from tune.parent import ENVIRONMENT, endings, fields, open_parent
 from tune.plan import Listed, Plan, Search
+from tune.population import Population, release
 from tune.report import write_report
-from tune.searchers import make_searcher
+from tune.searchers import Searcher, make_searcher
 from tune.stopping import Rungs, Stopping
 from tune.table import SweepTable
 from tune.trials import TrialMaker, evaluation_interval
@@ -85,6 +88,8 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
             evaluation_interval(cfg, options.factor),
             TokenizerFiles.read(folder / "tokenizer"),
             child_tags(tracked, folder.name),
+            in_flight=tuple(axis.field for axis in space.axes) if options.scheduler == "pbt" else (),
+            fixed=tuple(space.fixed),
         )
         try:
             settle(tracked, endings(book, only_ended=True))
@@ -151,12 +156,17 @@ class _Session:
         stopping.replay(trial for trials in book.points("search").values() for trial in trials)
         sweep = Sweep(book, options.budget, self.maker.order, stopping, desk_name, open_desk(desk_name))
         with self.stages.stage(f"Search {self.space.name}: {options.points} points, {self.objective}"):
-            self._drive(sweep, self._search_plan(), "search")
+            if options.scheduler == "pbt":
+                population = self._population()
+                self._drive(sweep, population, "search", population.release)
+            else:
+                self._drive(sweep, self._search_plan(), "search")
             self._forget_weights()
         with self.stages.stage(f"Confirm the best on fresh seeds ({options.confirm})"):
             if options.confirm and not options.against:
-                jobs = confirmation_jobs(book, self.objective, options.confirm, self.cfg.train.seed)
-                self._drive(sweep, Listed(book, jobs), "confirm")
+                recipe, first = self.maker.recipe_changes, self.cfg.train.seed
+                jobs = confirmation_jobs(book, self.objective, options.confirm, first, recipe)
+                self._drive(sweep, Listed(book, jobs), "confirm", self._release_confirmations)
             if options.test and book.points("confirm"):
                 measure_test(book, self.maker, options.test)
             decision = decide(book, self.objective)
@@ -175,16 +185,36 @@ class _Session:
             registered = self._register(decision) if options.register else ""
         return Result(self.maker.folder, decision, page, self.tracked, registered)
 
-    def _search_plan(self) -> Search:
+    def _searcher(self) -> Searcher:
+        options, seed = self.options, self.cfg.train.seed
+        start = self.maker.start
+        return make_searcher(
+            options.searcher, self.space, start, self.objective, seed=seed, grid_points=options.grid_points
+        )
+
+    def _population(self) -> Population:
         options = self.options
-        searcher = make_searcher(
-            options.searcher,
+        return Population(
+            self.book,
+            self._searcher(),
+            options.budget,
+            options.points,
+            self.cfg.train.seed,
             self.space,
             self.maker.start,
             self.objective,
-            seed=self.cfg.train.seed,
-            grid_points=options.grid_points,
+            options.factor,
+            self.maker.shelf,
         )
+
+    def _release_confirmations(self) -> None:
+        """Of what it held, a confirmation takes over its last checkpoint at most."""
+        for trials in self.book.points("confirm").values():
+            for trial in trials:
+                release(self.maker.shelf, [trial], trial.steps if trial.state == "open" else inf)
+
+    def _search_plan(self) -> Search:
+        options, searcher = self.options, self._searcher()
         for name in options.warm_start:
             earlier = fetch_file(self.tracked.store, self.cfg.tracking.experiment, name, f"sweep/{BOOK}")
             known = Book(earlier, read_only=True)
@@ -197,16 +227,21 @@ class _Session:
         seeds = [self.cfg.train.seed + number for number in range(options.seeds)]
         return Search(self.book, searcher, options.budget, options.points, seeds)
 
-    def _drive(self, sweep: Sweep, plan: Plan, phase: Phase) -> None:
+    def _drive(self, sweep: Sweep, plan: Plan, phase: Phase, release: Callable[[], None] = lambda: None) -> None:
         with SweepTable(self.stages.console, self.book, self.objective, self.options.budget, phase) as table:
-            drive(sweep, plan, self.maker.folder / "ray", concurrent=self.concurrent, tick=table.tick)
+
+            def tick() -> None:
+                table.tick()
+                release()
+
+            drive(sweep, plan, self.maker.folder / "ray", concurrent=self.concurrent, tick=tick)
         settle(self.tracked, endings(self.book, only_ended=True))
 
     def _forget_weights(self) -> None:
         """The search's trials have told what they are worth, and nothing goes on from their weights."""
         for trial in self.book.trials.values():
             if trial.job.phase == "search" and trial.state != "open":
-                for folder in self.maker.run_folder(trial.job).glob("step-*"):
+                for folder in list(self.maker.run_folder(trial.job).rglob("step-*")):
                     shutil.rmtree(folder)
 
     def _nothing(self) -> str:

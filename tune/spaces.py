@@ -29,6 +29,21 @@ def ito_lambda(base: Config) -> Space:
     return Space("ito_lambda", (LAMBDA,))
 
 
+def ito_schedule(base: Config) -> Space:
+    """What can change in flight (--scheduler pbt): λ, the later views' weights, learning rate, weight decay."""
+    pairs, lr, decay = base.data.views.count * base.data.captions, base.optim.lr, base.optim.weight_decay or 0.1
+    return Space(
+        "ito_schedule",
+        (
+            Axis("method.fusion_weight", Range(0.25, 8.0, log=True)),
+            *(Axis(f"method.alignment_weights.{pair}", Range(0.25, 4.0, log=True)) for pair in range(1, pairs)),
+            Axis("optim.lr", Range(lr / 4, lr * 4, log=True)),
+            Axis("optim.weight_decay", Range(decay / 10, decay * 10, log=True)),
+        ),
+        {"method.alignment_weights": (1.0,) * pairs},
+    )
+
+
 def ito_fusion(base: Config) -> Space:
     """λ and the shape of the fusion Transformer."""
     return Space(
@@ -80,7 +95,8 @@ def ito_all(base: Config) -> Space:
 
 
 SPACES: dict[str, Callable[[Config], Space]] = {
-    space.__name__: space for space in (ito_weights, ito_lambda, ito_fusion, ito_views, optimizer, ito_all)
+    space.__name__: space
+    for space in (ito_weights, ito_lambda, ito_schedule, ito_fusion, ito_views, optimizer, ito_all)
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from tune.book import Trial
 from tune.judging import Objective
 
-SchedulerName = Literal["asha", "hyperband", "none"]
+SchedulerName = Literal["asha", "hyperband", "pbt", "none"]
 HYPERBAND_BRACKETS = 3
 SCORE, STEP = "score", "step"
 
@@ -40,7 +40,7 @@ class Stopping:
         self._full = rungs.full
         self._known: dict[str, Any] = {}
         self._asha: ASHAScheduler | None = None
-        if name != "none":
+        if name in ("asha", "hyperband"):
             self._asha = ASHAScheduler(
                 time_attr=STEP,
                 metric=SCORE,
@@ -57,7 +57,7 @@ class Stopping:
             for step, values in trial.curve:
                 self.verdict(trial.job.key, step, values)
 
-    def verdict(self, key: str, step: int, values: dict[str, float]) -> str:
+    def verdict(self, key: str, step: int, values: Mapping[str, float]) -> str:
         """Why the trial stops here; "" lets it go on."""
         score = self._objective.score(values)
         if self._asha is None or step >= self._full:

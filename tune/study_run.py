@@ -145,16 +145,16 @@ class _Session:
                 for job in jobs:
                     self._test(self.book.trials[job.key])
 
-    def _order(self, job: Job) -> Order:
-        order = self.maker.order(job)
-        return replace(order, tags={**order.tags, ARM: [*self.study.arms][job.point - 1]})
+    def _order(self, trial: Trial) -> Order:
+        order = self.maker.order(trial)
+        return replace(order, tags={**order.tags, ARM: [*self.study.arms][trial.job.point - 1]})
 
     def _test(self, trial: Trial) -> None:
         """Measure a trial on the test sets, once, and let its weights go."""
         key = trial.job.key
         if trial.state != "finished" or note_name(key) in self.book.notes:
             return
-        metrics = measure(self.maker, trial.job, dict(self.study.test), source=f"study {self.study.name}")
+        metrics = measure(self.maker, trial, dict(self.study.test), source=f"study {self.study.name}")
         self.book.note(note_name(key), metrics)
         run_ids = {str(run.info.run_name): str(run.info.run_id) for run in children(self.tracked)}
         experiment = self.maker.base.tracking.experiment

@@ -53,7 +53,9 @@ class SweepTable:
         states = ", ".join(f"{counts[state]} {_word(state)}" for state in STATES if counts[state]) or "no trial yet"
         best = max((self._score(trial) for trial in self._trials() if trial.curve), default=None)
         shown = f" · best {best:.4f}" if best is not None else ""
-        return f"{states}{shown} · {self._used()}"
+        turns = sum(len(trial.turns) for trial in self._trials())
+        turned = f" · {turns} went on from another checkpoint" if turns else ""
+        return f"{states}{shown}{turned} · {self._used()}"
 
     def _used(self) -> str:
         spent = self._book.spent
@@ -74,8 +76,10 @@ class SweepTable:
         others = sorted((one for one in self._trials() if one.curve and one.state != "open"), key=self._score)[::-1]
         for trial in [*running, *others][: ROWS + len(running)]:
             score = f"{self._score(trial):.4f}" if trial.curve else "–"
-            words = settings(trial.job.changes) or "the recipe"
-            table.add_row(trial.job.key, _word(trial.state), f"{trial.steps:,}", score, words)
+            words = (settings(trial.changes()) or "the recipe") + since(trial)
+            table.add_row(
+                trial.job.key, "waiting" if trial.due else _word(trial.state), f"{trial.steps:,}", score, words
+            )
         table.caption = self.line()
         table.caption_justify = "left"
         return table
@@ -84,6 +88,11 @@ class SweepTable:
 def settings(changes: Changes) -> str:
     """A point in a few words."""
     return " ".join(f"{short_name(name)}={short(value)}" for name, value in changes.items())
+
+
+def since(trial: Trial) -> str:
+    """What follows the settings of a trial that changed in flight."""
+    return f" (since step {trial.turns[-1].step:,})" if trial.turns else ""
 
 
 def short_name(name: str) -> str:

@@ -5,23 +5,18 @@ It is linked, so it takes no room of its own until Ray Train deletes the origina
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ito_ray.config.schema import Config
+from ito_ray.runtime.shelf import hold, name_of
 from ito_ray.training.manifest import damage
 from ito_ray.training.selection import criterion, stopped_early
 from ito_ray.training.state import read_state
 
 FOLDER = "best"
-
-
-def name_of(step: int) -> str:
-    """Folder of a step's checkpoint."""
-    return f"step-{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -47,23 +42,11 @@ def keep(run: Path, steps: Collection[int]) -> None:
     """
     shelf, wanted = run / FOLDER, {name_of(step) for step in steps}
     for name in sorted(wanted):
-        if (shelf / name).is_dir() or not (run / name).is_dir():
-            continue
-        shelf.mkdir(exist_ok=True)
-        partial = shelf / f".{name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(run / name, partial, copy_function=_link)
-        partial.replace(shelf / name)
+        if (run / name).is_dir():
+            hold(run / name, shelf)
     for old in list(shelf.iterdir()) if shelf.is_dir() else ():
         if old.name not in wanted:
             shutil.rmtree(old)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a store that knows no links
-        shutil.copy2(source, target)
 
 
 def choose(cfg: Config, newest: Path) -> Chosen:

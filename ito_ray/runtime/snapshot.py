@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ray
+
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 COPY = "checkpoint_manager_snapshot.copy.json"
 DAMAGED = "damaged-"
@@ -57,6 +59,25 @@ def set_aside(checkpoint: Path) -> Path:
     checkpoint.rename(kept)  # first: a kill before the next line leaves a list that `mend` mends
     _forget(checkpoint.parent, [checkpoint.name])
     return kept
+
+
+def begin(run: Path, checkpoint: str) -> None:
+    """Write the list of a run that starts from one checkpoint, which is in its folder by this name."""
+    result = {"version": 0, "checkpoint_dir_name": checkpoint, "metrics": {}}
+    document = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": [result],
+        "checkpoint_report_indices": [0],
+        "latest_checkpoint_result": result,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 1,
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    (run / SNAPSHOT).write_text(json.dumps(document), encoding="utf-8")
+    keep(run)
 
 
 def _forget(run: Path, names: list[str]) -> None:

@@ -18,10 +18,10 @@ from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
-from ito_ray.runtime.best import name_of
 from ito_ray.runtime.halt import Word
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.live import LiveEvaluation
+from ito_ray.runtime.shelf import name_of
 from ito_ray.runtime.stream import Arrays, rank_batches
 from ito_ray.runtime.system import system_metrics
 from ito_ray.training import checkpoint, loop, parallel
@@ -72,7 +72,10 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
     if state and stopped_early(cfg, state):
         return
     if state and state.evaluating:
-        live.begin(step)
+        if not launch.judged:
+            live.begin(step)
+        elif not live.evaluate(step):
+            return
 
     def log(kind: str, done: int, metrics: dict[str, float]) -> None:
         launch.monitor.log.remote(done, {f"{kind}/{name}": value for name, value in metrics.items()})
@@ -87,6 +90,7 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
         state = None
         if rank == 0:
             curve, evaluating = live.before_checkpoint(done, last=live.stopped or done == cfg.train.steps)
+            evaluating = evaluating or (launch.judged and loop.evaluation_due(cfg, done, at_end=True))
             log("data", done, position.fractions(launch.sources))
             consumed = position.to_json()
             kept = ray.get(launch.monitor.settle.remote(name_of(done), consumed["complete"]))
@@ -111,6 +115,7 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
         halt=Word(launch.monitor, workers),
         at_end=launch.judged or live.chooses,
         with_checkpoint=live.chooses,
+        checkpoint_first=launch.judged,
     )
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
 

@@ -60,7 +60,7 @@ class Hooks:
     report: Callable[[int, dict[str, float]], None]
     """Every `train.log_every` steps, rank 0: metrics averaged over ranks."""
     evaluate: Callable[[int], bool]
-    """Every `eval.every` steps, all ranks, before a checkpoint of the same step; False ends training there."""
+    """Every `eval.every` steps, all ranks; False ends training there."""
     checkpoint: Callable[[int], None]
     """Every `train.checkpoint_every` steps, when told to, and where training ends; all ranks, once a step."""
     halt: Callable[[int], Halt] = lambda _: ""
@@ -69,6 +69,8 @@ class Hooks:
     """Evaluate after the last step too."""
     with_checkpoint: bool = False
     """Leave a checkpoint at every evaluation."""
+    checkpoint_first: bool = False
+    """Where both are due, leave the checkpoint before evaluating: who hears of the evaluation finds the weights."""
 
 
 def use_bf16(cfg: Config, device: torch.device) -> bool:
@@ -139,7 +141,7 @@ def train(
         terms = {"loss/total": result.loss.detach(), **result.metrics, "grad_norm": whole(grad_norm)}
         guard.watch(step, terms)
         log_now = done % cfg.train.log_every == 0 or last or done == 1
-        evaluate_now = hooks.at_end if last else bool(cfg.eval.every) and done % cfg.eval.every == 0
+        evaluate_now = evaluation_due(cfg, done, at_end=hooks.at_end)
         halt = hooks.halt(done)
         due = done % cfg.train.checkpoint_every == 0 or last or (evaluate_now and hooks.with_checkpoint)
         checkpoint_now = due or halt != ""
@@ -151,14 +153,24 @@ def train(
             if rank() == 0:
                 settings = {"logit_scale": scale.item(), "lr": rate, "workers": float(world_size())}
                 hooks.report(done, metrics | settings | clock.rates())
+        saved = checkpoint_now and hooks.checkpoint_first
+        if saved:
+            hooks.checkpoint(done)
         goes_on = (hooks.evaluate(done) if evaluate_now else True) and halt != "stop"
         # Last, since a checkpoint keeps what was reported up to it: a resumed run will not report it again.
-        if checkpoint_now or not goes_on:
+        if (checkpoint_now or not goes_on) and not saved:
             hooks.checkpoint(done)
         if not goes_on:
             return
         if checkpoint_now or evaluate_now:
             clock.rates()  # neither checkpoints nor evaluations count as training time
+
+
+def evaluation_due(cfg: Config, done: int, *, at_end: bool) -> bool:
+    """Whether the weights are evaluated after `done` steps; after the last one if `at_end`."""
+    if done == cfg.train.steps:
+        return at_end
+    return bool(cfg.eval.every) and done % cfg.eval.every == 0
 
 
 def split(arrays: Arrays, micro_batch: int) -> list[Arrays]:

@@ -29,6 +29,17 @@ def write_manifest(files: Iterable[Path], suffix: str = "") -> None:
     (files[0].parent / f"{NAME}{suffix}.json").write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
 
 
+def renew(folder: Path, name: str) -> None:
+    """Note what a file is now; the manifest may be a link to another checkpoint's, which stays as it is."""
+    for path in folder.glob(f"{NAME}*.json"):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if name in document["files"]:
+            file = folder / name
+            document["files"][name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            path.unlink()
+            path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
 def damage(folder: Path) -> str:
     """What is wrong with the checkpoint in `folder`, for a sentence; "" if every file is as it was written.
 

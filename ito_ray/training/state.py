@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -12,6 +13,22 @@ from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
 
 FORMAT = 3
+IN_FLIGHT = (
+    "method.fusion_weight",
+    "method.alignment_weights",
+    "method.mask_duplicates",
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.betas",
+    "optim.eps",
+    "optim.grad_clip",
+    "data.views.crop_scale",
+    "data.views.jitter",
+    "data.views.jitter_p",
+    "data.views.gray_p",
+    "data.views.flip_p",
+)
+"""What can change between two steps of a run: no tensor of a checkpoint depends on it. λ = 0 is another model."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +130,22 @@ def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None
             "those it was started with, so its position in the data means nothing now: choose another --name to start "
             "afresh, or restore the shards to resume."
         )
+
+
+def handed_over(state: State, cfg: Config, folder: Path) -> State:
+    """What a checkpoint says when a run with other values of `IN_FLIGHT` goes on from it.
+
+    Its place in the data and the account of what was read come along; metrics and curve were another run's.
+
+    Raises:
+        ConfigError: another field differs that a run may not change.
+    """
+    now, known = cfg.model_dump(mode="json"), copy.deepcopy(state.config)
+    for name in IN_FLIGHT:
+        *sections, last = name.split(".")
+        before, after = known, now
+        for section in sections:
+            before, after = before[section], after[section]
+        before[last] = after[last]
+    require_same_run(dataclasses.replace(state, config=known), cfg, state.plan, folder)
+    return dataclasses.replace(state, config=now, metrics=[], curve=[], evaluating=False, stopped=False)

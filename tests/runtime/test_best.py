@@ -10,6 +10,7 @@ import pytest
 
 from ito_ray.config.schema import Config
 from ito_ray.runtime import best
+from ito_ray.runtime.shelf import name_of
 from ito_ray.training.manifest import write_manifest
 from ito_ray.training.state import State, write_state
 from tests.tiny import tiny_config
@@ -22,7 +23,7 @@ def _config(**evaluation: object) -> Config:
 
 
 def _checkpoint(run: Path, step: int, curve: list[tuple[int, float]]) -> Path:
-    folder = run / best.name_of(step)
+    folder = run / name_of(step)
     folder.mkdir(parents=True)
     (folder / "method.safetensors").write_bytes(b"weights of %d" % step)
     state = write_state(folder, State(step, {}, {}, "plan", [], {}, curve))

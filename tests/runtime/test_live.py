@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from ito_ray.config.schema import Config
 from ito_ray.runtime import best, live
+from ito_ray.runtime.shelf import name_of
 from ito_ray.training import checkpoint, loop, spare
 from ito_ray.training.learner import build_learner
 from ito_ray.training.selection import criterion, stopped_early
@@ -157,7 +158,7 @@ def _train(cfg: Config, monitor: _Monitor, *, evaluator: bool, kill_after: int |
     def save(done: int) -> None:
         curve, under_way = lively.before_checkpoint(done, last=lively.stopped or done == STEPS)
         made_with = cfg.model_dump(mode="json")
-        folder = run / best.name_of(done)
+        folder = run / name_of(done)
         folder.mkdir()
         checkpoint.save(folder, learner, State(done, {}, made_with, "plan", [], {}, curve, under_way, lively.stopped))
         for old in sorted(run.glob("step-*"))[:-2]:

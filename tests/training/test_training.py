@@ -114,6 +114,24 @@ def test_stopped_out_of_turn_and_resumed_equals_undisturbed(tmp_path: Path) -> N
     assert [m["loss/total"] for m in (*first, *again)] == [m["loss/total"] for m in straight]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_checkpoint_stands_before_or_after_the_evaluation_of_its_step(first: bool) -> None:
+    cfg = overlay(_config(), {"train": {"steps": 6, "checkpoint_every": 2}, "eval": {"every": 3}}, source="test")
+    done: list[str] = []
+
+    def evaluate(step: int) -> bool:
+        done.append(f"evaluate {step}")
+        return step < 6
+
+    def save(step: int) -> None:
+        done.append(f"save {step}")
+
+    hooks = loop.Hooks(lambda *_: None, evaluate, save, at_end=True, checkpoint_first=first)
+    loop.train(cfg, build_learner(cfg, tiny_method(cfg).float()), colours(cfg), torch.device("cpu"), hooks)
+    last = ["save 6", "evaluate 6"] if first else ["evaluate 6", "save 6"]
+    assert done == ["save 2", "evaluate 3", "save 4", *last], "once a step, also where training was ended"
+
+
 def test_logged_terms_add_up(tmp_path: Path) -> None:
     for metrics in _train(_config(), tmp_path):
         assert metrics["loss/total"] == pytest.approx(metrics["loss/align"] + 2.0 * metrics["loss/fusion"], rel=1e-5)

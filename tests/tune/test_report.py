@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from ito_ray.errors import DataError
 from tests.tune.books import EVERY, FULL, OBJECTIVE, fill, finished_sweep, settings
-from tune.book import BASELINE, TEST, Book
+from tune.book import BASELINE, TEST, Book, Job, State, Turn
+from tune.budget import Budget
 from tune.report import advice, common_step, importance, main, write_report
+from tune.table import SweepTable
+
+LAMBDA = "method.fusion_weight"
 
 
 def test_the_page_of_a_finished_sweep(tmp_path: Path) -> None:
@@ -55,6 +60,24 @@ def test_two_objectives_draw_the_front(tmp_path: Path) -> None:
             fill(book, point, weight)
         write_report(tmp_path / "report", book, name="front")
     assert (tmp_path / "report" / "front.png").is_file()
+
+
+def test_settings_that_change_in_flight_are_drawn_over_steps(tmp_path: Path) -> None:
+    with Book(tmp_path / "book.jsonl") as book:
+        book.open_session(settings(scheduler="pbt", searcher="random"))
+        fill(book, BASELINE, 2.0)
+        key = book.started(Job(1, 0, "search", {LAMBDA: 7.0})).job.key
+        for step, turn in ((EVERY, Turn(EVERY, "p000-s0", {LAMBDA: 2.4})), (2 * EVERY, None), (FULL, None)):
+            end: State = "finished" if step == FULL else "open"
+            book.evaluated(key, step, {"heldout/r1": 0.1 + 0.01 * step}, "", end, turn=turn)
+        page = write_report(tmp_path / "report", book, name="flight").read_text("utf-8")
+        line = SweepTable(Console(), book, OBJECTIVE, Budget(), "search").line()
+    assert "Schedule of point 1" in page and "the recipe as it is</td>" in page
+    assert "fusion_weight=2.4 (since step 30)" in page and "The schedule of point 1 leads" in page
+    assert "Parallel" not in page and "--points" not in page
+    with Image.open(tmp_path / "report" / f"course-{LAMBDA}.png") as picture:
+        assert picture.width > 600 and len(set(picture.convert("L").getdata())) > 20
+    assert "1 went on from another checkpoint" in line
 
 
 def test_points_are_compared_where_at_least_half_of_them_have_been(tmp_path: Path) -> None:

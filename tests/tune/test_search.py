@@ -7,6 +7,8 @@ import pytest
 from ito_ray.config.recipes import icons_cpu
 from tune.search import main
 
+PBT = ("--scheduler", "pbt", "--searcher", "random")
+
 
 def test_the_space_is_printed_as_the_command_line_changes_it(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--space", "ito_weights", "--print-space", "--fix", "method.fusion.readout=mean"]
@@ -38,6 +40,12 @@ def test_the_recipe_is_printed_with_its_changes(capsys: pytest.CaptureFixture[st
         (["--data.heldout", "--eval.zero-shot"], "needs validation data"),
         (["--budget.money", "3"], "there are no prices"),
         (["--test", "t.tar", "--confirm", "0"], "--confirm 1 or more"),
+        (["--scheduler", "pbt"], "give --searcher random, or grid"),
+        ([*PBT, "--points", "1"], "needs --points 2 or more (now 1)"),
+        ([*PBT, "--seeds", "2"], "needs --seeds 1 (now 2)"),
+        ([*PBT, "--register"], "leave it out with --scheduler pbt"),
+        ([*PBT, "--space", "ito_weights"], "cannot change method.fusion.readout in flight"),
+        ([*PBT, "--space", "ito_lambda"], "keep both above 0, e.g. --axis method.fusion_weight=0.25..8:log"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_a_sentence(
