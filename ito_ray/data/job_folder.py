@@ -23,20 +23,20 @@ def alone(out: Path, *, lock: str, works: str) -> Iterator[None]:
 
     Args:
         lock: name of the file that is locked.
-        works: what the other process does, for the message: "prepares".
+        works: what the other process does with it, for the message: "prepares --out".
 
     Raises:
         DataError: another process is at work there, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file: give a folder.")
+        raise DataError(f"{out} is a file, where a folder is needed: choose another place or remove it.")
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     held = FileLock(out / lock)
     try:
         held.acquire(timeout=0)
     except Timeout as error:
-        raise DataError(f"Another process {works} --out {out}: wait for it or stop it.") from error
+        raise DataError(f"Another process {works} {out}: wait for it or stop it.") from error
     try:
         yield
     finally:

@@ -150,7 +150,7 @@ class Job:
 
 def alone(out: Path) -> AbstractContextManager[None]:
     """Keep other processes out of the folder. Raises DataError when one is at work there, or when it is a file."""
-    return job_folder.alone(out, lock=f"{WORK}.lock", works="embeds into")
+    return job_folder.alone(out, lock=f"{WORK}.lock", works="embeds into --out")
 
 
 def open_job(

@@ -15,7 +15,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from ito_ray.config.schema import Config
-from ito_ray.data import quarantine
+from ito_ray.data import job_folder, quarantine
 from ito_ray.errors import TrackingError
 from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
@@ -27,8 +27,8 @@ from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
+from ito_ray.runtime.feed import bytes_ahead
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.runtime.stream import bytes_ahead
 from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
@@ -38,6 +38,8 @@ from ito_ray.training.selection import stopped_early
 from ito_ray.training.state import read_state
 
 STAGES = 5
+LOCK = "driver.lock"
+"""File in the run's folder that its driver holds locked as long as it lives."""
 FAREWELL_SECONDS = 20.0
 """How long a run that fails or is stopped waits until MLflow knows."""
 THUMBNAIL = 160
@@ -89,11 +91,16 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         verbose: let Ray's log lines through.
 
     Raises:
-        ItoError: anything that a user can mend.
+        ItoError: anything that a user can mend; also another driver of the same run, which would spoil its checkpoints.
     """
+    folder = Path(cfg.output).absolute() / cfg.name
+    with job_folder.alone(folder, lock=LOCK, works="trains in"):
+        return _run(cfg, folder, recipe=recipe, stages=stages, verbose=verbose)
+
+
+def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: bool) -> Outcome:
     if not verbose:
         disable_progress_bar()  # one for each weight file that is opened
-    folder = Path(cfg.output).absolute() / cfg.name
     with stages.stage("Check data, model and cluster"):
         preflight.require_evaluation(cfg)
         data = preflight.plan_data(cfg)

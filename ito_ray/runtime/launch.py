@@ -10,6 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.train
+
 from ito_ray.config.schema import Config
 from ito_ray.runtime.monitor import MonitorHandle
 
@@ -64,7 +67,16 @@ class Launch:
 
 
 def train_worker(given: dict[str, Any]) -> None:
-    """What Ray Train calls in its workers. Who only asks for them (a trial's driver) does not import torch and timm."""
+    """Ray Train's entry point in its workers; `given["launch"]` is a Launch.
+
+    Who only passes it on (a trial's driver) does not import torch and timm.
+    """
+    launch: Launch = given["launch"]
+    if ray.get(launch.monitor.fatal.remote()):
+        return  # Ray Train restarted us, but what went wrong does not mend itself; the driver tells the user
+    from ito_ray.runtime.stream import rank_blocks
+
+    blocks = rank_blocks(ray.train.get_dataset_shard("train"))  # before the imports below, which take seconds
     from ito_ray.runtime import worker
 
-    worker.train_worker(given)
+    worker.train_worker(launch, blocks)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import numpy as np
 import ray
 import ray.data
-from ray.data import ExecutionOptions, ExecutionResources
-from ray.train import DataConfig
 
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
@@ -167,47 +167,51 @@ def _not_complete(position: Position, count: int) -> list[int]:
     return entries
 
 
-def bytes_ahead(cfg: Config, workers: int) -> float:
-    """Bytes of decoded pixels that the stream may hold in the object stores, with so many workers."""
-    view_bytes = cfg.data.views.count * 3 * cfg.model.image.size**2
-    blocks_ahead = 2 * ray.cluster_resources().get("CPU", 0.0) + 4 * workers
-    return float(blocks_ahead * cfg.data.rows_per_task * view_bytes)
+def rank_blocks(shard: Any) -> Iterator[Arrays]:
+    """This rank's blocks, of which the first is asked for at once, by a thread.
 
-
-def execution_options(cfg: Config, workers: int) -> ExecutionOptions:
-    """In plan order, and no further ahead of training than keeps every CPU busy: decoded pixels are large."""
-    limit = ExecutionResources(object_store_memory=bytes_ahead(cfg, workers))
-    return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
-
-
-class Feed(DataConfig):
-    """How Ray Train deals the stream to its workers: with options for the cluster as it is whenever they start."""
-
-    def __init__(self, cfg: Config) -> None:
-        super().__init__()
-        self._cfg = cfg
-
-    def configure(self, datasets: Any, world_size: int, *arguments: Any, **named: Any) -> Any:
-        """Called by Ray Train at each start of the workers."""
-        options = execution_options(self._cfg, world_size)
-        return DataConfig(execution_options=options).configure(datasets, world_size, *arguments, **named)
-
-
-def rank_batches(shard: Any, cfg: Config, position: Position, *, rank: int, workers: int) -> Iterator[Arrays]:
-    """This rank's equal batches; notes in `position` what they consume, the moment they are handed out.
+    Ray Data starts with the first request. Its processes then import their libraries while this one imports torch and
+    builds the model.
 
     Args:
         shard: the rank's ray.data iterator.
-        workers: ranks that there are now.
-
-    Raises:
-        DataError: the stream ended, since the shards hold far less than their sizes promised.
     """
     blocks = (
         block
         for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         if len(block["uid"])
     )
+    first: Future[Arrays | None] = Future()
+
+    def fetch() -> None:
+        try:
+            first.set_result(next(blocks, None))
+        except BaseException as error:  # for whoever asks
+            first.set_exception(error)
+
+    Thread(target=fetch, name="first block", daemon=True).start()
+    return _continued(first, blocks)
+
+
+def _continued(first: Future[Arrays | None], others: Iterator[Arrays]) -> Iterator[Arrays]:
+    block = first.result()
+    if block is not None:
+        yield block
+    yield from others
+
+
+def rank_batches(
+    blocks: Iterator[Arrays], cfg: Config, position: Position, *, rank: int, workers: int
+) -> Iterator[Arrays]:
+    """This rank's equal batches; notes in `position` what they consume, the moment they are handed out.
+
+    Args:
+        blocks: of `rank_blocks`.
+        workers: ranks that there are now.
+
+    Raises:
+        DataError: the stream ended, since the shards hold far less than their sizes promised.
+    """
     # Another draw after a resume than at the start, the same for the same resume.
     started_from = sum(past - first for first, past in position.complete)
     rng = np.random.default_rng((cfg.train.seed, rank, started_from))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -19,30 +19,29 @@ from ito_ray.errors import ItoError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime.best import name_of
+from ito_ray.runtime.halt import Word
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.live import LiveEvaluation
-from ito_ray.runtime.stream import rank_batches
+from ito_ray.runtime.stream import Arrays, rank_batches
+from ito_ray.runtime.system import system_metrics
 from ito_ray.training import checkpoint, loop, parallel
 from ito_ray.training.learner import Learner, build_learner
 from ito_ray.training.selection import stopped_early
 from ito_ray.training.state import State, read_state
 
 
-def train_worker(given: dict[str, Any]) -> None:
-    """Ray Train's entry point; `given["launch"]` is a Launch."""
-    launch: Launch = given["launch"]
-    if ray.get(launch.monitor.fatal.remote()):
-        return  # Ray Train restarted us, but what went wrong does not mend itself; the driver tells the user
+def train_worker(launch: Launch, blocks: Iterator[Arrays]) -> None:
+    """Train to the end; `blocks` are of `rank_blocks`."""
     if ray.train.get_context().get_world_rank() == 0:
         launch.monitor.started.remote()
     try:
-        _train(launch)
+        _train(launch, blocks)
     except ItoError as error:
         ray.get(launch.monitor.stop.remote(str(error)))
         raise
 
 
-def _train(launch: Launch) -> None:
+def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
     cfg = launch.cfg
     rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
@@ -80,6 +79,7 @@ def _train(launch: Launch) -> None:
 
     def report(done: int, metrics: dict[str, float]) -> None:
         log("train", done, metrics)
+        log("system", done, system_metrics(device))
 
     def save(done: int) -> None:
         started = time.perf_counter()
@@ -103,8 +103,15 @@ def _train(launch: Launch) -> None:
 
     if rank == 0:
         log("train", step, {"workers": float(workers)})
-    batches = rank_batches(ray.train.get_dataset_shard("train"), cfg, position, rank=rank, workers=workers)
-    hooks = loop.Hooks(report, live.evaluate, save, at_end=launch.judged or live.chooses, with_checkpoint=live.chooses)
+    batches = rank_batches(blocks, cfg, position, rank=rank, workers=workers)
+    hooks = loop.Hooks(
+        report,
+        live.evaluate,
+        save,
+        halt=Word(launch.monitor, workers),
+        at_end=launch.judged or live.chooses,
+        with_checkpoint=live.chooses,
+    )
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
 
 

@@ -23,11 +23,12 @@ def recording_worker(given: dict[str, Any]) -> None:
 
     import ray.train
 
-    from ito_ray.runtime import worker as module
+    from ito_ray.runtime import stream as module
+    from ito_ray.runtime.launch import train_worker
     from ito_ray.training.state import read_state
 
-    worker: Any = module
-    untold = worker.rank_batches
+    stream: Any = module
+    untold = stream.rank_batches
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
     step = read_state(Path(checkpoint.path)).step if checkpoint else 0
@@ -47,8 +48,8 @@ def recording_worker(given: dict[str, Any]) -> None:
                 if number == given["stop"]:
                     time.sleep(600)
 
-    worker.rank_batches = told
-    worker.train_worker(given)
+    stream.rank_batches = told  # before the worker's module is imported, which takes it from there
+    train_worker(given)
 
 
 @contextmanager

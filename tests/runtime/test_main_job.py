@@ -185,6 +185,8 @@ def _one_run_with_one_unbroken_curve(outcome: job.Outcome) -> None:
     assert {"train/loss/align", "train/loss/fusion", "train/logit_scale", "train/data_wait_share"} <= set(
         run.data.metrics
     )
+    machine = client.get_metric_history(run.info.run_id, "system/system_memory_usage_megabytes")
+    assert sorted(point.step for point in machine) == list(range(1, STEPS + 1))
     half_way = client.get_metric_history(run.info.run_id, "eval/heldout/r1_text_to_image")
     assert sorted(point.step for point in half_way) == list(range(EVERY, STEPS + 1, EVERY))
     assert "eval/evaluator_lost" not in run.data.metrics, "all by the evaluator"

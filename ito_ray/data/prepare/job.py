@@ -175,7 +175,7 @@ class Job:
 
 def alone(out: Path) -> AbstractContextManager[None]:
     """Keep other processes out of the folder. Raises DataError when one is at work there, or when it is a file."""
-    return job_folder.alone(out, lock=f"{WORK}.lock", works="prepares")
+    return job_folder.alone(out, lock=f"{WORK}.lock", works="prepares --out")
 
 
 def open_job(options: Output) -> Job | dict[str, Any]:
