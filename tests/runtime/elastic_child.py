@@ -21,8 +21,10 @@ from ray.cluster_utils import Cluster
 from benchmarks.faults import given, lines, problems_of_samples, until
 from ito_ray.config.schema import Config
 from ito_ray.runtime import preflight, trainer
+from ito_ray.runtime.best import name_of
 from ito_ray.runtime.elastic import LOOK_SECONDS
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.snapshot import COPY
 from ito_ray.tracking.provenance import dataset_identity
 from ito_ray.tracking.run import TrackedRun, open_run
 from tests.runtime.recorded import recording
@@ -123,6 +125,8 @@ def main(folder: Path) -> None:
         time.sleep(LOOK_SECONDS + 2)  # until the policy has seen it too
         (record / "seen").touch()
         _reached(record, 2, LOST, run)
+        listed = Path(cfg.output) / cfg.name / COPY
+        until(lambda: name_of(CUT) in listed.read_text(), "the checkpoint before the loss", 60)
         cluster.remove_node(second, allow_graceful=False)
         checkpoint, tracked, told = run.result(180)
     # One failure is allowed: had growing counted as one, the loss would have ended the run.
