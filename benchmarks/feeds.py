@@ -37,16 +37,10 @@ from ito_ray.config.schema import Config, TrainConfig
 from ito_ray.data.position import Position
 from ito_ray.data.tokens import clip_tokenizer
 from ito_ray.runtime.cluster import connect
+from ito_ray.runtime.feed import execution_options
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data
-from ito_ray.runtime.stream import (
-    EntryReader,
-    StreamFactory,
-    execution_options,
-    open_stream,
-    rank_batches,
-    rank_blocks,
-)
+from ito_ray.runtime.stream import EntryReader, StreamFactory, open_stream, rank_batches, rank_blocks
 from ito_ray.runtime.trainer import start_monitor
 from ito_ray.training.loop import to_batch
 
@@ -174,8 +168,7 @@ def take_batches(given: dict[str, Any]) -> None:
     """The training worker."""
     order, cfg = given["order"], given["cfg"]
     torch.set_num_threads(cfg.train.threads)
-    blocks = rank_blocks(ray.train.get_dataset_shard("train"))
-    batches = rank_batches(blocks, cfg, Position(), rank=0, workers=1)
+    batches = rank_batches(rank_blocks(ray.train.get_dataset_shard("train")), cfg, Position(), rank=0, workers=1)
     Path(order.out).write_text(json.dumps(read_clock((len(batch["uid"]) for batch in batches), order)))
 
 

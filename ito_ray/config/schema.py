@@ -235,7 +235,7 @@ class TrainConfig(Section):
     caching), for one more forward pass. 0 = all at once. BatchNorm sees micro-batches, as it sees ranks. With a range
     of workers, the most: each size takes the largest divisor of its share."""
     workers: WorkersField = Workers(1, 1)
-    """W, ranks. 1..4: start with what fits, grow after a checkpoint when nodes come, go on with fewer when they are
+    """W, ranks. 1..4: start with what fits, grow when nodes come, go on with fewer when they are
     lost. Batch and learning rate stay the recipe's; sizes that do not divide train.global_batch are passed over."""
     gpu: bool = False
     """One GPU per worker (nccl) instead of CPUs (gloo)."""

@@ -1,7 +1,8 @@
 """Training that grows and shrinks with its cluster: Ray Train's elastic policy, with what it leaves open decided.
 
 - A size that does not divide the global batch is passed over, so shares are equal and the maths the recipe's.
-- Growing starts all workers anew from the last checkpoint, so it waits for one: next to no step is taken twice.
+- Growing starts all workers anew from the last checkpoint, so it asks them for one first and waits for it: next to no
+  step is taken twice.
 - Workers that run are let alone: a run shrinks only when it lost some.
 - What fits is counted by room.py (labels, a CPU for Ray Data) and by Ray's autoscaling coordinator, which knows what
   other trainings hold; the smaller number counts. A size that could not be started all the same is left alone a while.
@@ -100,15 +101,16 @@ class GrowingPolicy(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        """A larger size as soon as a checkpoint was taken, else nothing."""
+        """A larger size as soon as the checkpoint is there that the workers are asked for, else nothing."""
         self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         self._starting = 0
         running = worker_group_state.num_workers
         if self._waiting_since is None and not self._may_grow(running):
             return NoopDecision()
         newest = self._newest_checkpoint()
-        if self._waiting_since is None:
+        if self._waiting_since is None and newest is not None:
             self._waiting_since = newest
+            self._ask_for_checkpoint()
         if newest is None or newest == self._waiting_since:
             return NoopDecision()
         self._waiting_since = None
@@ -162,6 +164,9 @@ class GrowingPolicy(ElasticScalingPolicy):
             return str(ray.get(self._monitor.checkpoint.remote(), timeout=ANSWER_SECONDS))
         except RayError:  # the monitor is lost: whoever needs it says so
             return None
+
+    def _ask_for_checkpoint(self) -> None:
+        self._monitor.halt.remote("checkpoint")
 
     def _get_num_workers_for_resource_request(self) -> int:
         """What the coordinator keeps from Ray Data, and what it asks an autoscaler for.

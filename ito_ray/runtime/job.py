@@ -27,8 +27,8 @@ from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
+from ito_ray.runtime.feed import bytes_ahead
 from ito_ray.runtime.launch import TokenizerFiles
-from ito_ray.runtime.stream import bytes_ahead
 from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register

@@ -187,7 +187,7 @@ def judge(cfg: Config, nodes: Sequence[Node], *, ahead_bytes: float, tracking: s
     """What the answers mean for the run that `cfg` asks for.
 
     Args:
-        ahead_bytes: what the stream may hold in the object stores (`stream.bytes_ahead`).
+        ahead_bytes: what the stream may hold in the object stores (`feed.bytes_ahead`).
         tracking: why the tracking server does not answer; empty if it does.
     """
     return [

@@ -26,10 +26,11 @@ from ito_ray.runtime import halt, preflight, snapshot
 from ito_ray.runtime.cluster import release_of
 from ito_ray.runtime.committed import CommittedCallback
 from ito_ray.runtime.elastic import GrowingPolicy, Trainer, scaling
+from ito_ray.runtime.feed import Feed
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
-from ito_ray.runtime.stream import MONITOR_LOST, Feed, StartAnew, StreamFactory, entries_needed
+from ito_ray.runtime.stream import MONITOR_LOST, StartAnew, StreamFactory, entries_needed
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import State, read_state, require_format, require_same_run
 

@@ -18,7 +18,8 @@ class Agreement:
 
     def order(self, how: Halt) -> bool:
         """From now on; whether ranks are taking steps at all."""
-        self._halt, self._at = how, None
+        if self._halt != "stop":  # which a checkpoint for another reason must not undo
+            self._halt, self._at = how, None
         return self._newest > 0
 
     def word(self, step: int) -> Halt:

@@ -96,7 +96,7 @@ def test_data_nodes_follow_from_the_measured_cost_of_a_sample(tmp_path: Path) ->
 
 
 def test_the_object_store_is_what_the_trainer_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ito_ray.runtime.stream import bytes_ahead
+    from ito_ray.runtime.feed import bytes_ahead
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0})
     cfg = cc12m_vitb16()

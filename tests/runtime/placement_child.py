@@ -21,9 +21,10 @@ from ito_ray.data.position import Position
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.errors import ClusterError
 from ito_ray.runtime import nodes, trainer
+from ito_ray.runtime.feed import execution_options
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data, require_resources
-from ito_ray.runtime.stream import EntryReader, execution_options, open_stream
+from ito_ray.runtime.stream import EntryReader, open_stream
 from ito_ray.runtime.trainer import start_monitor
 from tests.runtime.shards import caption, small_config
 

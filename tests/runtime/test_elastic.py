@@ -37,7 +37,7 @@ from ito_ray.runtime.elastic import GrowingPolicy, Trainer, scaling
 from ito_ray.runtime.room import Up, placeable
 from ito_ray.training.optimizer import learning_rate
 from ito_ray.training.state import State, write_state
-from tests.runtime.elastic_child import BATCH, CUT, ENVIRONMENT, GROWN, STEPS
+from tests.runtime.elastic_child import BATCH, CUT, ENVIRONMENT, NO_FURTHER, SEEN, STEPS
 from tests.runtime.shards import small_config
 from tests.tiny import tiny_config
 
@@ -91,6 +91,7 @@ class _Policy(GrowingPolicy):
 
     granted = 99
     newest: str | None = ""
+    asked = 0
 
     def _maybe_send_resource_request(self) -> None:
         pass
@@ -100,6 +101,9 @@ class _Policy(GrowingPolicy):
 
     def _newest_checkpoint(self) -> str | None:
         return self.newest
+
+    def _ask_for_checkpoint(self) -> None:
+        self.asked += 1
 
 
 class _Cluster:
@@ -159,9 +163,9 @@ def test_growth_waits_for_a_checkpoint_and_takes_what_fits_then(cluster: _Cluste
     cluster.cpus = 1
     assert cluster.start() == 1
     cluster.checkpoint(2)
-    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0], "no room"
+    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0] and not cluster.policy.asked, "no room"
     cluster.cpus = 2
-    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0], "room, but no new checkpoint"
+    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0] and cluster.policy.asked == 1, "room: one is asked for"
     cluster.cpus = 4
     cluster.checkpoint(4)
     assert cluster.poll(1) == 4, "at once, with what has come meanwhile"
@@ -339,9 +343,9 @@ def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["problems"] == [], "every step, every sample of the passes once"
     sizes = {int(step): size for step, size in found["sizes"].items()}
-    assert sizes == {step: 2 if GROWN < step <= CUT else 1 for step in range(1, STEPS + 1)}, (
-        "grown after a checkpoint, shrunk to the one before the loss"
-    )
+    grown = min(step for step, size in sizes.items() if size == 2) - 1
+    assert SEEN < grown < NO_FURTHER, "after a checkpoint out of turn"
+    assert sizes == {step: 2 if grown < step <= CUT else 1 for step in range(1, STEPS + 1)}, "back to the one before it"
     assert set(found["pairs"].values()) == {BATCH}, "all ranks of a step together"
     curve, rates = ({int(step): value for step, value in found[name].items()} for name in ("loss", "lr"))
     assert sorted(curve) == list(range(1, STEPS + 1)), "in MLflow, each step once"

@@ -37,6 +37,14 @@ def test_who_was_told_to_stop_stops_again_after_a_restart() -> None:
     assert [agreement.word(step) for step in (3, 4)] == ["stop", ""]
 
 
+def test_a_checkpoint_that_somebody_wants_does_not_undo_a_stop() -> None:
+    agreement = Agreement()
+    agreement.word(5)
+    agreement.order("stop")
+    agreement.order("checkpoint")
+    assert agreement.word(6) == "stop"
+
+
 def test_a_checkpoint_out_of_turn_is_not_asked_for_again_after_a_restart() -> None:
     agreement = Agreement()
     agreement.word(5)
