@@ -24,11 +24,13 @@ STEPS, EVERY = 8, 4
 NAME = "small-ito_lambda"
 RECIPE, MEMBER = "p000-s9", "p001-s9"
 SCHEDULE, RECIPE_AGAIN = "p001-s1009", "p000-s1009"
+OBJECTIVE = "geometry/alignment"
+"""Rises in the recipe's first steps and falls in its next ones: who copies it and then stands still is ahead."""
 LAMBDA, FIRST, RECIPES = "method.fusion_weight", 0.5, 2.0
 
 
 def _start(tmp: Path, *, places: int) -> subprocess.Popen[str]:
-    """The recipe, and a member that learns nothing before it copies the recipe.
+    """The recipe, and a member whose rate lets it learn nothing.
 
     With one place the member comes to the comparison after the recipe, whatever the machine.
     """
@@ -38,8 +40,8 @@ def _start(tmp: Path, *, places: int) -> subprocess.Popen[str]:
         cfg = small_config(tmp, train=train, optim=optim, eval={"every": EVERY, "zero_shot": []})
         (tmp / "config.yaml").write_text(to_yaml(cfg))
     options = ["--config", str(tmp / "config.yaml"), "--space", "ito_lambda", "--points", "2", "--scheduler", "pbt"]
-    options += ["--searcher", "grid", "--grid-points", "2", "--objective", "geometry/effective_rank_image"]
-    options += ["--axis", f"{LAMBDA}={FIRST}..8:log", "optim.lr=1e-9..1e-2:log"]
+    options += ["--searcher", "grid", "--grid-points", "2", "--objective", OBJECTIVE]
+    options += ["--axis", f"{LAMBDA}={FIRST}..8:log", "optim.lr=1e-9..2e-9:log"]
     options += ["--confirm", "1", "--concurrent", str(places), "--data-cpus", "0.5"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
@@ -89,6 +91,8 @@ def test_a_member_goes_on_from_the_donors_checkpoint_with_another_weight(tmp_pat
     for trial in book.trials.values():
         assert trial.state == "finished" and [step for step, _ in trial.curve] == [EVERY, STEPS]
     assert book.spent.steps == 4 * STEPS
+    before, after = book.trials[RECIPE].values(EVERY), book.trials[MEMBER].values(STEPS)
+    assert before and after and after[OBJECTIVE] == pytest.approx(before[OBJECTIVE], rel=1e-4), "the donor's weights"
     _the_curves_tell_it(tmp_path, turn.changes[LAMBDA])
     report = tmp_path / "runs" / NAME / "report"
     assert "Schedule of point 1" in (report / "index.html").read_text("utf-8")
