@@ -21,9 +21,9 @@ from ray.cluster_utils import Cluster
 from benchmarks.faults import given, lines, problems_of_samples, until
 from ito_ray.config.schema import Config
 from ito_ray.runtime import preflight, trainer
-from ito_ray.runtime.best import name_of
 from ito_ray.runtime.elastic import LOOK_SECONDS
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.shelf import name_of
 from ito_ray.runtime.snapshot import COPY
 from ito_ray.tracking.provenance import dataset_identity
 from ito_ray.tracking.run import TrackedRun, open_run

@@ -125,6 +125,10 @@ class _Cluster:
         group = SimpleNamespace(num_workers=running)
         return _size(self.policy.make_decision_for_running_worker_group(group, None))
 
+    def asked(self) -> int:
+        """How often a checkpoint was asked for."""
+        return self.policy.asked
+
     def checkpoint(self, step: int) -> None:
         """One is registered."""
         folder = self._tmp / f"step-{step}"
@@ -163,9 +167,9 @@ def test_growth_waits_for_a_checkpoint_and_takes_what_fits_then(cluster: _Cluste
     cluster.cpus = 1
     assert cluster.start() == 1
     cluster.checkpoint(2)
-    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0] and not cluster.policy.asked, "no room"
+    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0] and not cluster.asked(), "no room"
     cluster.cpus = 2
-    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0] and cluster.policy.asked == 1, "room: one is asked for"
+    assert [cluster.poll(1, 9) for _ in range(3)] == [0, 0, 0] and cluster.asked() == 1, "room: one is asked for"
     cluster.cpus = 4
     cluster.checkpoint(4)
     assert cluster.poll(1) == 4, "at once, with what has come meanwhile"
