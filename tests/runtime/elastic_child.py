@@ -1,4 +1,4 @@
-"""A run on a cluster that gains a node and loses it: prints what its ranks were given. Run by test_elastic.py.
+"""A run on a cluster that gains a node and loses it: writes what its ranks were given. Run by test_elastic.py.
 
 The head makes samples; each other node has room for one rank. Steps that wait for files make the course certain: the
 node comes long before a checkpoint is due and is lost soon after one.
@@ -131,7 +131,7 @@ def main(folder: Path) -> None:
         checkpoint, tracked, told = run.result(180)
     # One failure is allowed: had growing counted as one, the loss would have ended the run.
     found = {**_found(cfg, record, checkpoint, tracked), "workers": told}
-    print(json.dumps(found))
+    (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
 
