@@ -66,20 +66,21 @@ def test_sigterm_is_told_whatever_a_library_makes_of_it() -> None:
 
 
 def test_a_librarys_handlers_do_not_stay() -> None:
-    """Ray's exits with 15, Ray Train's with 0; both end as Ctrl-C, and then ours are back."""
+    """Ray's exits with the signal's number: as here, the command's code tells which it was, and then ours are back."""
 
-    def library() -> None:
+    def library(sent: signal.Signals) -> None:
         with own_signals():
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
             signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))
-            _signalled(signal.SIGINT)
+            _signalled(sent)
 
     def mine(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        assert exit_code(library) == 130
+        assert exit_code(lambda: library(signal.SIGINT)) == 130
+        assert exit_code(lambda: library(signal.SIGTERM)) == 143
         with own_signals():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGTERM) is mine

@@ -45,7 +45,8 @@ A local Ray saves a twentieth of a core without (docs/log.md)."""
 def own_signals() -> Iterator[None]:
     """Keep this process's answers to SIGINT and SIGTERM; within, Ray and Ray Train put theirs in place.
 
-    Ray's ends the process with code 15 and Ray Train's with 0, as if all had gone well: here it is Ctrl-C.
+    Ray's ends the process with the number of the signal as its code: here it is what this process makes of SIGTERM,
+    or Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():  # which Ray leaves alone, too
         yield
@@ -54,6 +55,9 @@ def own_signals() -> Iterator[None]:
     try:
         yield
     except SystemExit as ended:
+        answer = before[signal.SIGTERM]
+        if ended.code == signal.SIGTERM and callable(answer):
+            answer(signal.SIGTERM, None)  # whoever asks later must be told which signal it was
         raise KeyboardInterrupt from ended
     finally:
         for number, handler in before.items():

@@ -15,6 +15,7 @@ import ray
 
 from ito_ray.data.position import within
 from ito_ray.data.tally import EntryReport, Tallies, Tally, added, to_json
+from ito_ray.training.halt import Agreement, Halt
 
 JUDGE_AFTER_ROWS = 1000
 """Rows after which the share of bad ones is believed, if one pass is not shorter."""
@@ -84,6 +85,7 @@ class Monitor:
         self._fatal = ""
         self._goes_on: dict[int, bool] = {}
         self._judged = True
+        self._agreement = Agreement()
 
     def record(self, entry: int, report: EntryReport) -> str:
         """Note what a data task read; answers with a sentence when the task must raise, else ""."""
@@ -138,6 +140,15 @@ class Monitor:
     def started(self) -> None:
         """Count a start of the training workers."""
         self._ray_metrics.started()
+        self._agreement.restarted()
+
+    def halt(self, how: Halt) -> bool:
+        """Have all ranks leave a checkpoint after the same step; whether they are taking steps."""
+        return self._agreement.order(how)
+
+    def halted(self, step: int) -> Halt:
+        """What a rank does soon after `step`."""
+        return self._agreement.word(step)
 
     def stop(self, reason: str) -> None:
         """Note why a worker is about to raise for a reason that a user can mend."""

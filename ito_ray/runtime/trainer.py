@@ -24,8 +24,8 @@ from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
-from ito_ray.runtime import preflight, snapshot
-from ito_ray.runtime.cluster import own_signals, release_of
+from ito_ray.runtime import halt, preflight, snapshot
+from ito_ray.runtime.cluster import release_of
 from ito_ray.runtime.committed import CommittedCallback
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
@@ -162,11 +162,10 @@ def _attempt(
 
     stop = threading.Event()
     pool = ThreadPoolExecutor(1)
-    relay = pool.submit(_relay, monitor, on_metrics, judge, stop)
+    relay = pool.submit(_relay, monitor, on_metrics, judge, stop, tell)
     failure: Exception | None = None
     try:
-        with own_signals():
-            trainer.fit()
+        halt.fit(trainer.fit, monitor, tell)
     except (ray.train.TrainingFailedError, RayActorError) as error:
         failure = error
     finally:
@@ -291,23 +290,29 @@ def execution_options(cfg: Config) -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True, resource_limits=limit, label_selector=cfg.data.node_labels or None)
 
 
-def _relay(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event) -> None:
+def _relay(
+    monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event, tell: Tell
+) -> None:
     """Hand rank 0's metrics to the driver until `stop`, and once more after it; take the judge's word back.
 
     The workers wait for that word, so whatever keeps it from them must end them too.
     """
     try:
-        _pass_on(monitor, on_metrics, judge, stop)
+        _pass_on(monitor, on_metrics, judge, stop, tell)
     except BaseException:
         with suppress(RayActorError):
             ray.get(monitor.decide.remote(None, False))
         raise
 
 
-def _pass_on(monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event) -> None:
-    finished, logged = False, 0
+def _pass_on(
+    monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event, tell: Tell
+) -> None:
+    finished, logged, drains = False, 0, halt.Drains()
     while not finished:
         finished = stop.wait(POLL_SECONDS)
+        if drains.new() and ray.get(monitor.halt.remote("checkpoint")):
+            tell("a node will be taken away: leaving a checkpoint")
         news: News = ray.get(monitor.drain.remote(logged))
         for step, metrics in news.metrics:
             on_metrics(step, metrics)

@@ -18,6 +18,7 @@ from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.runtime.halt import Word
 from ito_ray.runtime.launch import Launch
 from ito_ray.runtime.live import LiveEvaluation
 from ito_ray.runtime.shelf import name_of
@@ -109,6 +110,7 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
         report,
         live.evaluate,
         save,
+        halt=Word(launch.monitor, ray.train.get_context().get_world_size()),
         at_end=launch.judged or live.chooses,
         with_checkpoint=live.chooses,
         checkpoint_first=launch.judged,

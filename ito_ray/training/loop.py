@@ -20,6 +20,7 @@ from ito_ray.losses.gather import rank, world_size
 from ito_ray.methods.base import Batch
 from ito_ray.models.image_tower import pixels_to_input
 from ito_ray.training.finite import FiniteGuard
+from ito_ray.training.halt import Halt
 from ito_ray.training.instruments import instruments
 from ito_ray.training.learner import Learner
 from ito_ray.training.optimizer import learning_rate, set_learning_rate
@@ -61,7 +62,9 @@ class Hooks:
     evaluate: Callable[[int], bool]
     """Every `eval.every` steps, all ranks; False ends training there."""
     checkpoint: Callable[[int], None]
-    """Every `train.checkpoint_every` steps and where training ends, all ranks, once a step."""
+    """Every `train.checkpoint_every` steps, when told to, and where training ends; all ranks, once a step."""
+    halt: Callable[[int], Halt] = lambda _: ""
+    """Every step, all ranks, which are told the same: whether a checkpoint is wanted out of turn."""
     at_end: bool = False
     """Evaluate after the last step too."""
     with_checkpoint: bool = False
@@ -139,7 +142,9 @@ def train(
         guard.watch(step, terms)
         log_now = done % cfg.train.log_every == 0 or last or done == 1
         evaluate_now = evaluation_due(cfg, done, at_end=hooks.at_end)
-        checkpoint_now = done % cfg.train.checkpoint_every == 0 or last or (evaluate_now and hooks.with_checkpoint)
+        halt = hooks.halt(done)
+        due = done % cfg.train.checkpoint_every == 0 or last or (evaluate_now and hooks.with_checkpoint)
+        checkpoint_now = due or halt != ""
         if log_now or checkpoint_now or evaluate_now:
             guard.check()
         if log_now:
@@ -150,7 +155,7 @@ def train(
         saved = checkpoint_now and hooks.checkpoint_first
         if saved:
             hooks.checkpoint(done)
-        goes_on = hooks.evaluate(done) if evaluate_now else True
+        goes_on = (hooks.evaluate(done) if evaluate_now else True) and halt != "stop"
         # Last, since a checkpoint keeps what was reported up to it: a resumed run will not report it again.
         if (checkpoint_now or not goes_on) and not saved:
             hooks.checkpoint(done)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config, OptimConfig
 from ito_ray.errors import ConfigError
 from ito_ray.training import checkpoint, loop
+from ito_ray.training.halt import Halt
 from ito_ray.training.learner import build_learner
 from ito_ray.training.optimizer import build_optimizer, learning_rate
 from ito_ray.training.state import State, read_state, require_same_run
@@ -44,7 +45,9 @@ def colours(cfg: Config, first_step: int = 0) -> Iterator[loop.Arrays]:
         step += 1
 
 
-def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> list[dict[str, float]]:
+def _train(
+    cfg: Config, folder: Path, *, resume: bool = False, stop_after: int | None = None, halt: Mapping[int, Halt] = {}
+) -> list[dict[str, float]]:
     """Losses by step; checkpoints go to `folder`. `stop_after` raises after that checkpoint, like a kill."""
     torch.set_num_threads(1)
     learner = build_learner(cfg, tiny_method(cfg).float())
@@ -59,7 +62,9 @@ def _train(cfg: Config, folder: Path, *, resume: bool = False, stop_after: int |
         if done == stop_after:
             raise KeyboardInterrupt
 
-    hooks = loop.Hooks(lambda _, metrics: curve.append(metrics), lambda _: True, save)
+    hooks = loop.Hooks(
+        lambda _, metrics: curve.append(metrics), lambda _: True, save, halt=lambda done: halt.get(done, "")
+    )
     loop.train(cfg, learner, colours(cfg, first), torch.device("cpu"), hooks, first)
     return curve
 
@@ -115,6 +120,16 @@ def test_a_checkpoint_stands_before_or_after_the_evaluation_of_its_step(first: b
     loop.train(cfg, build_learner(cfg, tiny_method(cfg).float()), colours(cfg), torch.device("cpu"), hooks)
     last = ["save 6", "evaluate 6"] if first else ["evaluate 6", "save 6"]
     assert done == ["save 2", "evaluate 3", "save 4", *last], "once a step, also where training was ended"
+
+
+def test_stopped_out_of_turn_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
+    """A checkpoint between two that are due, then one at which training ends."""
+    cfg = _config()
+    straight = _train(cfg, tmp_path)
+    first = _train(cfg, tmp_path, halt={13: "checkpoint", 17: "stop"})
+    assert len(first) == 17 and read_state(tmp_path).step == 17
+    again = _train(cfg, tmp_path, resume=True)
+    assert [m["loss/total"] for m in (*first, *again)] == [m["loss/total"] for m in straight]
 
 
 def test_logged_terms_add_up(tmp_path: Path) -> None:
