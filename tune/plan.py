@@ -9,7 +9,7 @@ from typing import Protocol
 from tune.axes import Changes
 from tune.book import BASELINE, Book, Job, Trial, Turn
 from tune.budget import Budget
-from tune.searchers import OptunaSearcher, Searcher
+from tune.searchers import Searcher
 
 
 class Plan(Protocol):
@@ -56,7 +56,7 @@ class Search(Plan):
             self._queue += unfinished + [Job(number, seed, "search", changes) for seed in missing]
             if not missing and not unfinished:
                 self.searcher.tell(number, changes, trials)
-            elif isinstance(self.searcher, OptunaSearcher) and number != BASELINE:
+            elif number != BASELINE:
                 self.searcher.pending(number, changes)
 
     @property

@@ -33,6 +33,9 @@ class Searcher(Protocol):
     def tell(self, point: int, changes: Changes, trials: Sequence[Trial]) -> None:
         """All trials of a point have ended; also for points that it was not asked for."""
 
+    def pending(self, point: int, changes: Changes) -> None:
+        """A point that was drawn by an earlier session and has not ended: not to be drawn again."""
+
 
 def make_searcher(
     name: SearcherName, space: Space, start: Config, objective: Objective, *, seed: int, grid_points: int
@@ -54,6 +57,9 @@ class GridSearcher:
         return next((changes for changes in self._left if not self._known(changes)), None)
 
     def tell(self, point: int, changes: Changes, trials: Sequence[Trial]) -> None:
+        self._skip.append(changes)
+
+    def pending(self, point: int, changes: Changes) -> None:
         self._skip.append(changes)
 
     def _known(self, changes: Changes) -> bool:
@@ -92,7 +98,6 @@ class OptunaSearcher:
             self.study.add_trial(frozen)
 
     def pending(self, point: int, changes: Changes) -> None:
-        """A point that was drawn by an earlier session and has not ended."""
         if not _fits(self._space, changes):
             return
         self.study.enqueue_trial(

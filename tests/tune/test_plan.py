@@ -70,6 +70,17 @@ def test_a_grid_ends_by_itself_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [job.changes.get(LAMBDA) for job in first + second] == [None, 0.0, 2.0, 4.0, 6.0, 8.0]
 
 
+def test_a_resumed_grid_does_not_draw_what_was_open_again(tmp_path: Path) -> None:
+    with Book(tmp_path / "book.jsonl") as book:
+        plan = _search(book, _searcher("grid"), 4)
+        killed = [plan.next() for _ in range(3)]
+        again = _search(book, _searcher("grid"), 100)
+        side_by_side = [again.next() for _ in range(6)]
+        assert again.next() is None
+    assert side_by_side[:3] == killed
+    assert [job and job.changes.get(LAMBDA) for job in side_by_side] == [None, 0.0, 2.0, 4.0, 6.0, 8.0]
+
+
 def test_a_resumed_search_goes_on_with_what_was_open_and_repeats_nothing(tmp_path: Path) -> None:
     with Book(tmp_path / "book.jsonl") as book:
         plan = _search(book, _searcher("tpe"), 6)
