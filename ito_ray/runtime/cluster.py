@@ -27,7 +27,6 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # data tasks; training workers set their threads themselves
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # a lost node is counted as there for a while; the default is 60 s
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # checkpoints are registered at this pace; the default is 2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
