@@ -20,6 +20,7 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+import requests
 
 from ito_ray.config.load import to_yaml
 from ito_ray.runtime import trainer
@@ -51,6 +52,8 @@ class Head:
                 submitted.append(self.client.submit_job(entrypoint=command, runtime_env=environment))
             except RuntimeError as error:  # the page is there some seconds before the agent that starts jobs
                 assert "No available agent" in str(error), error
+            except requests.ConnectionError:  # and closes what it cannot answer yet
+                pass
             return bool(submitted)
 
         _wait(is_accepted, 120, lambda: "no agent takes jobs")
@@ -136,7 +139,7 @@ def test_a_stopped_job_can_be_resumed_and_a_refused_one_says_why(
 
     def has_trained() -> bool:
         assert not head.ended(running), log()
-        return {"ray_ito_step", "ray_ito_worker_starts_total"} <= _exported(head.metrics)
+        return {"ray_ito_loss", "ray_ito_worker_starts_total"} <= _exported(head.metrics)
 
     _wait(has_trained, 240, log)
     _wait(lambda: head.ended(refused), 120, lambda: str(head.client.get_job_logs(refused)))
@@ -146,9 +149,9 @@ def test_a_stopped_job_can_be_resumed_and_a_refused_one_says_why(
     _was_refused_with_a_sentence(head, refused)
     assert head.client.get_job_status(running) == "STOPPED"
     assert "Stopped. The same command again resumes from the newest checkpoint." in log()
+    assert "stopping: waiting for a checkpoint" in log(), log()
     newest = trainer.latest_checkpoint(cfg)
-    assert newest is not None and 1 < read_state(newest).step < STEPS, "a checkpoint out of turn"
-    assert "stopping: waiting for a checkpoint" in log()
+    assert newest is not None and 1 < read_state(newest).step < STEPS, f"a checkpoint out of turn: {log()}"
     store = f"sqlite:///{tmp_path / 'runs' / 'mlflow' / 'mlflow.db'}"
     (run,) = mlflow.MlflowClient(store).search_runs(["1"])
     assert run.info.status == "KILLED"
@@ -177,7 +180,7 @@ def _reads_well(text: str) -> None:
     """Headings, the table of the cluster, progress line by line; no control characters, no broken or foreign lines."""
     lines = text.splitlines()
     assert any(line.startswith(f"▸ 2/5 Train ito: {STEPS} steps") for line in lines), text
-    assert any(f"/{STEPS:,} · loss" in line and "waiting for data" in line for line in lines), text
+    assert any(f"/{STEPS} · loss" in line and "waiting for data" in line for line in lines), text
     assert any(line.strip().startswith("versions") and "ray 2." in line for line in lines), text
     assert "\x1b" not in text and "\r" not in text and "Traceback" not in text
     assert not any(line.startswith("(") for line in lines), "no lines of Ray's workers"

@@ -23,7 +23,6 @@ REPOSITORY = Path(__file__).parents[2]
 STEPS, EVERY = 8, 4
 NAME = "small-ito_lambda"
 RECIPE, MEMBER = "p000-s9", "p001-s9"
-SCHEDULE, RECIPE_AGAIN = "p001-s1009", "p000-s1009"
 OBJECTIVE = "geometry/alignment"
 """Rises in the recipe's first steps and falls in its next ones: who copies it and then stands still is ahead."""
 LAMBDA, FIRST, RECIPES = "method.fusion_weight", 0.5, 2.0
@@ -42,7 +41,7 @@ def _start(tmp: Path, *, places: int) -> subprocess.Popen[str]:
     options = ["--config", str(tmp / "config.yaml"), "--space", "ito_lambda", "--points", "2", "--scheduler", "pbt"]
     options += ["--searcher", "grid", "--grid-points", "2", "--objective", OBJECTIVE]
     options += ["--axis", f"{LAMBDA}={FIRST}..8:log", "optim.lr=1e-9..2e-9:log"]
-    options += ["--confirm", "1", "--concurrent", str(places), "--data-cpus", "0.5"]
+    options += ["--confirm", "0", "--concurrent", str(places), "--data-cpus", "0.5"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
         [sys.executable, "-m", "tune.search", *options],
@@ -84,27 +83,24 @@ def test_a_member_goes_on_from_the_donors_checkpoint_with_another_weight(tmp_pat
     assert taken.samefile(held)
     printed = last.communicate(timeout=600)[0]
     assert last.returncode == 0 and "Traceback" not in printed, printed
-    assert "The schedule of point 1 differs from the recipe" in printed, printed
-
     book = _book(tmp_path)
     assert book.sessions == 2 and book.trials[MEMBER].turns == [turn], "the word is the same after the kill"
     for trial in book.trials.values():
         assert trial.state == "finished" and [step for step, _ in trial.curve] == [EVERY, STEPS]
-    assert book.spent.steps == 4 * STEPS
+    assert book.spent.steps == 2 * STEPS
     before, after = book.trials[RECIPE].values(EVERY), book.trials[MEMBER].values(STEPS)
     assert before and after and after[OBJECTIVE] == pytest.approx(before[OBJECTIVE], rel=1e-4), "the donor's weights"
     _the_curves_tell_it(tmp_path, turn.changes[LAMBDA])
     report = tmp_path / "runs" / NAME / "report"
     assert "Schedule of point 1" in (report / "index.html").read_text("utf-8")
     assert (report / f"course-{LAMBDA}.png").is_file()
-    kept = {path.relative_to(trials).parts[0] for path in trials.rglob("step-*")}
-    assert kept == {SCHEDULE, RECIPE_AGAIN}, "the confirmation keeps its weights, the search does not"
+    assert not list(trials.rglob("step-*")), "the search keeps no weights"
 
 
 def _the_curves_tell_it(tmp: Path, weight: float) -> None:
     client = MlflowClient(f"sqlite:///{tmp / 'runs' / 'mlflow' / 'mlflow.db'}")
     runs = {run.info.run_name: run.info.run_id for run in client.search_runs(["1"])}
-    assert runs.keys() == {NAME, RECIPE, MEMBER, SCHEDULE, RECIPE_AGAIN}
+    assert runs.keys() == {NAME, RECIPE, MEMBER}
 
     def curve(key: str, name: str) -> list[float]:
         points = sorted(client.get_metric_history(runs[key], name), key=lambda one: one.step)
@@ -113,12 +109,10 @@ def _the_curves_tell_it(tmp: Path, weight: float) -> None:
 
     assert curve(RECIPE, f"pbt/{LAMBDA}") == [RECIPES] * STEPS
     assert curve(MEMBER, f"pbt/{LAMBDA}") == [FIRST] * EVERY + [weight] * (STEPS - EVERY)
-    assert curve(SCHEDULE, f"pbt/{LAMBDA}") == [RECIPES] * EVERY + [weight] * (STEPS - EVERY)
     for name in ("train/loss/align", "train/loss/fusion"):
         ours, donors = curve(MEMBER, name), curve(RECIPE, name)
         assert ours[EVERY] == pytest.approx(donors[EVERY], rel=1e-5), "the same weights, samples and views"
         assert ours[EVERY - 1] != pytest.approx(donors[EVERY - 1], rel=1e-5)
-        assert curve(SCHEDULE, name)[:EVERY] == pytest.approx(curve(RECIPE_AGAIN, name)[:EVERY], rel=1e-5)
     align, fusion, total = (curve(MEMBER, f"train/loss/{name}") for name in ("align", "fusion", "total"))
     assert total[EVERY] == pytest.approx(align[EVERY] + weight * fusion[EVERY], rel=1e-5)
     assert total[EVERY - 1] == pytest.approx(align[EVERY - 1] + FIRST * fusion[EVERY - 1], rel=1e-5)
