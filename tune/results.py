@@ -12,9 +12,10 @@ from ito_ray.errors import DataError
 from ito_ray.runtime.trial import STEP_CPU_SECONDS
 from tune.book import BOOK, TEST, Book
 from tune.judging import Difference, Estimate, Objective, paired_difference
+from tune.studies import TWICE
 
-REFERENCES = ("align", "clip")
-"""Arms that all others are compared with: does the fusion help, does ITO help."""
+REFERENCES = ("align", "clip", TWICE)
+"""Arms that all others are compared with: does the fusion help, does ITO help, and does it at equal compute."""
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,12 @@ def curves_png(results: Results, folder: Path) -> Path:
 
 
 def differences_png(results: Results, folder: Path) -> Path:
-    """For each headline metric the differences to both references, with their intervals."""
+    """For each headline metric the differences to each reference, with their intervals."""
     arms = results.arms[::-1]
-    figure, panels = _figure(3.1 * len(results.headline) + 1.6, 1.4 + 0.42 * len(arms), len(results.headline))
+    figure, panels = _figure(3.1 * len(results.headline) + 1.6, 1.4 + 0.5 * len(arms), len(results.headline))
     for axes, metric in zip(panels, results.headline, strict=True):
         axes.axvline(0, color="#16191d", lw=0.8)
-        for shift, reference in zip((0.14, -0.14), REFERENCES, strict=True):
+        for shift, reference in zip((0.22, 0.0, -0.22), REFERENCES, strict=True):
             for place, arm in enumerate(arms):
                 found = results.difference(arm, reference, metric) if arm != reference else None
                 if found is None:
@@ -82,7 +82,7 @@ def differences_png(results: Results, folder: Path) -> Path:
         axes.set_xlabel("points", fontsize=8)
     for reference in REFERENCES:
         panels[0].plot([], [], "o-", color=COLOURS[reference], ms=4, label=f"less {LABELS[reference]}")
-    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     return _save(figure, folder / f"{results.name}-differences.png")
 
 

@@ -43,7 +43,7 @@ A local Ray saves a twentieth of a core without (docs/log.md)."""
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep this process's answers to SIGINT and SIGTERM; within, Ray and Ray Train put theirs in place.
+    """Keep this process's answers to SIGINT and SIGTERM; within, Ray puts its own in place.
 
     Ray's ends the process with the number of the signal as its code: here it is what this process makes of SIGTERM,
     or Ctrl-C.

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import state
 from ray.exceptions import RayError
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -31,6 +30,7 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from ito_ray.config.schema import Config
+from ito_ray.runtime.halt import draining
 from ito_ray.runtime.monitor import MonitorHandle
 from ito_ray.runtime.room import Up, largest, placeable
 from ito_ray.training.state import read_state
@@ -47,11 +47,11 @@ _log = logging.getLogger(__name__)
 
 def nodes_up() -> list[Up]:
     """Those that stay: a node that is being drained is about to go, and Ray places nothing on it."""
-    draining = state.get_draining_nodes()
+    going = draining()
     return [
         Up(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node["Labels"])
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
+        if node["Alive"] and node["NodeID"] not in going
     ]
 
 

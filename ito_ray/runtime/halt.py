@@ -90,11 +90,11 @@ class Drains:
         if time.monotonic() < self._next:
             return 0
         self._next = time.monotonic() + DRAIN_POLL_SECONDS
-        before, self._known = self._known, frozenset(_draining())
+        before, self._known = self._known, frozenset(draining())
         return len(self._known - before)
 
 
-def _draining() -> dict[str, int]:
+def draining() -> dict[str, int]:
     """Ids of the nodes that are being drained, with their deadlines. Ray's public list of nodes does not tell."""
     from ray._private.state import state
 

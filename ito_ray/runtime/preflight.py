@@ -152,13 +152,13 @@ def no_room_for_evaluator(cfg: Config) -> str:
     free = total.get("CPU", 0.0) - cfg.train.workers.least * cfg.train.cpus_per_worker - 1
     gpus = total.get("GPU", 0.0) - cfg.train.workers.least * cfg.train.gpu
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max((node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0.0) >= cfg.eval.gpu), default=0.0)
+    roomiest = max((node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0.0) >= cfg.eval.gpu), default=0.0)
     if cfg.eval.gpu and gpus < 1:
         return "eval.gpu wants a GPU beside those of the training workers, and there is none"
-    if wanted > min(free, largest):
+    if wanted > min(free, roomiest):
         return (
             f"eval.cpus={wanted:g} on one node, but beside training and a CPU for Ray Data the cluster has {free:g}, "
-            f"and its largest node {largest:g} in all"
+            f"and its largest node {roomiest:g} in all"
         )
     return ""
 

@@ -9,27 +9,29 @@ Halt = Literal["", "checkpoint", "stop"]
 
 
 class Agreement:
-    """Gives every rank the same word at the same step, whenever the order comes between their questions."""
+    """Gives every rank the same word at the same step, whenever orders come between their questions."""
 
     def __init__(self) -> None:
-        self._halt: Halt = ""
-        self._at: int | None = None
+        self._wanted: Halt = ""
+        self._stopping = False
+        self._agreed: dict[int, Halt] = {}
+        """What a rank was told at a step stands for the others, whatever is ordered meanwhile."""
         self._newest = 0
 
     def order(self, how: Halt) -> bool:
-        """From now on; whether ranks are taking steps at all."""
-        if self._halt != "stop":  # which a checkpoint for another reason must not undo
-            self._halt, self._at = how, None
+        """For the first step that no rank has asked about; whether ranks are taking steps at all."""
+        self._stopping = self._stopping or how == "stop"
+        self._wanted = "stop" if self._stopping else how  # a checkpoint for another reason does not undo it
         return self._newest > 0
 
     def word(self, step: int) -> Halt:
-        """For a rank that asks about `step`. An order takes effect at the first step that no rank has asked about."""
-        if self._halt and self._at is None and step > self._newest:
-            self._at = step
+        """For a rank that asks about `step`."""
+        if self._wanted and step > self._newest:
+            self._agreed[step], self._wanted = self._wanted, ""
         self._newest = max(self._newest, step)
-        return self._halt if step == self._at else ""
+        return self._agreed.get(step, "")
 
     def restarted(self) -> None:
         """The ranks begin anew, perhaps some steps back: who was told to stop must stop again."""
-        self._halt = "stop" if self._halt == "stop" else ""
-        self._at, self._newest = None, 0
+        self._wanted = "stop" if self._stopping else ""
+        self._agreed, self._newest = {}, 0

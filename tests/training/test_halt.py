@@ -28,6 +28,22 @@ def test_all_ranks_hear_the_same_word_at_the_same_step(order: list[int], at: int
         assert one == {step: how if step == agreed and at < len(order) else "" for step in one}
 
 
+@given(
+    order=st.lists(st.integers(0, 2), min_size=3 * LAST, max_size=3 * LAST),
+    wishes=st.dictionaries(st.integers(0, 3 * LAST), st.sampled_from(["checkpoint", "stop"])),
+)
+def test_a_later_order_does_not_take_back_what_one_rank_was_told(order: list[int], wishes: dict[int, Halt]) -> None:
+    agreement = Agreement()
+    asked = [0, 0, 0]
+    heard: dict[int, set[Halt]] = {}
+    for moment, rank in enumerate(order):
+        if moment in wishes:
+            agreement.order(wishes[moment])
+        asked[rank] += 1
+        heard.setdefault(asked[rank], set()).add(agreement.word(asked[rank]))
+    assert all(len(words) == 1 for words in heard.values()), heard
+
+
 def test_who_was_told_to_stop_stops_again_after_a_restart() -> None:
     agreement = Agreement()
     assert agreement.word(5) == ""

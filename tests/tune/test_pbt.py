@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +14,10 @@ from mlflow import MlflowClient
 from ito_ray.config.load import to_yaml
 from ito_ray.runtime.shelf import name_of
 from tests.runtime.shards import small_config
+from tests.tune.sweep_process import start_search
 from tune.book import Book, Trial
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).parents[2]
 STEPS, EVERY = 8, 4
 NAME = "small-ito_lambda"
 RECIPE, MEMBER = "p000-s9", "p001-s9"
@@ -42,15 +40,7 @@ def _start(tmp: Path, *, places: int) -> subprocess.Popen[str]:
     options += ["--searcher", "grid", "--grid-points", "2", "--objective", OBJECTIVE]
     options += ["--axis", f"{LAMBDA}={FIRST}..8:log", "optim.lr=1e-9..2e-9:log"]
     options += ["--confirm", "0", "--concurrent", str(places), "--data-cpus", "0.5"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tune.search", *options],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    return start_search(options)
 
 
 def _book(tmp: Path) -> Book:

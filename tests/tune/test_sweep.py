@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,11 +12,11 @@ from mlflow import MlflowClient
 
 from ito_ray.config.load import to_yaml
 from tests.runtime.shards import small_config, write_shards
+from tests.tune.sweep_process import start_search
 from tune.book import TEST, Book
 
 pytestmark = pytest.mark.slow
 BOOK = "book.jsonl"
-REPOSITORY = Path(__file__).parents[2]
 STEPS, EVERY = 12, 4
 NAME = "small-ito_lambda"
 KEYS = ["p000-s0", "p001-s0", "p000-s1000"]
@@ -35,15 +33,7 @@ def _start(tmp: Path) -> subprocess.Popen[str]:
     options = ["--config", str(tmp / "config.yaml"), "--space", "ito_lambda", "--searcher", "grid", "--points", "2"]
     options += ["--axis", "method.fusion_weight=[0.5]", "optim.lr=[1.0e+30]", "--scheduler", "none"]
     options += ["--confirm", "1", "--test", str(tmp / "test"), "--concurrent", "2", "--data-cpus", "0.5"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tune.search", *options],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    return start_search(options)
 
 
 def _book(tmp: Path) -> Book:
