@@ -61,7 +61,11 @@ def made(results: Results, images: Path, folder: str) -> str:
         _scope(results),
         _tests(results),
         *(_differences(results, reference) for reference in REFERENCES if reference in results.arms),
-        _figure(differences_png(results, images), folder, "Differences to alignment only and to CLIP, with intervals"),
+        _figure(
+            differences_png(results, images),
+            folder,
+            "Differences to alignment only, to CLIP, and to CLIP with twice the steps, with intervals",
+        ),
         _figure(lambda_png(results, images), folder, "Test scores by λ"),
         _courses(results),
         _figure(curves_png(results, images), folder, "Validation score and modality gap over training"),
