@@ -6,6 +6,7 @@ same step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -53,12 +54,13 @@ def fit(train: Callable[[], object], monitor: MonitorHandle, tell: Callable[[str
     ended: Future[None] = Future()
     Thread(target=_run, args=(train, ended), name="TorchTrainer.fit", daemon=True).start()
     try:
+        _wait(ended, math.inf)
         ended.result()
     except KeyboardInterrupt:
         with suppress(RayActorError):
             if ray.get(monitor.halt.remote("stop")):
                 tell(f"stopping: waiting for a checkpoint, {GRACE_SECONDS:.0f} s at most; Ctrl-C stops at once")
-                _wait(ended)
+                _wait(ended, GRACE_SECONDS)
         raise
     finally:
         del ended  # an error's traceback holds this frame, and would hold itself, and Ray Train's actors with it
@@ -72,8 +74,9 @@ def _run(train: Callable[[], object], ended: Future[None]) -> None:
         ended.set_exception(error)
 
 
-def _wait(ended: Future[None]) -> None:
-    deadline = time.monotonic() + GRACE_SECONDS
+def _wait(ended: Future[None], seconds: float) -> None:
+    """In short pieces: the system may hand a signal to any thread, and only an awake main thread answers it."""
+    deadline = time.monotonic() + seconds
     while not ended.done() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
 

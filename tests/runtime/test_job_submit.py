@@ -148,7 +148,7 @@ def test_a_stopped_job_can_be_resumed_and_a_refused_one_says_why(
 
     _was_refused_with_a_sentence(head, refused)
     assert head.client.get_job_status(running) == "STOPPED"
-    assert "Stopped. The same command again resumes from the newest checkpoint." in log()
+    assert "Stopped. The same command again resumes from the newest checkpoint." in log(), log()
     assert "stopping: waiting for a checkpoint" in log(), log()
     newest = trainer.latest_checkpoint(cfg)
     assert newest is not None and 1 < read_state(newest).step < STEPS, f"a checkpoint out of turn: {log()}"
