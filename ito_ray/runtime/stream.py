@@ -26,6 +26,7 @@ from ito_ray.data.position import Position, within
 from ito_ray.data.tally import EntryReport
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.leave import leave_at_once
 from ito_ray.runtime.monitor import MonitorHandle
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import read_state
@@ -77,7 +78,7 @@ class EntryReader:
 
 
 class Rest:
-    """Execution callback that lets Ray Data's scheduler rest a moment after each of its steps.
+    """Execution callback in the split coordinator: Ray Data's scheduler rests a moment after each of its steps.
 
     With all blocks made that the trainer has room for, no task runs that the scheduler could wait for, and Ray 2.60
     then polls without a pause: half a core, taken from training (docs/log.md).
@@ -86,7 +87,8 @@ class Rest:
     SECONDS = 0.01
 
     def before_execution_starts(self, executor: object) -> None:
-        """Nothing to prepare."""
+        """Called in the process that schedules."""
+        leave_at_once()
 
     def on_execution_step(self, executor: object) -> None:
         """Called at the end of every step of the scheduler."""
@@ -108,7 +110,7 @@ class StartAnew(Exception):
 
 @dataclass(frozen=True)
 class StreamFactory:
-    """Called by Ray Train at every start of the workers: the stream goes on where the checkpoint stands."""
+    """Called by Ray Train's controller at every start of the workers: goes on where the checkpoint stands."""
 
     plan: ShardPlan
     cfg: Config
@@ -122,6 +124,7 @@ class StreamFactory:
         Raises:
             StartAnew: the monitor is lost, or the checkpoint, which the controller hands to the workers, is damaged.
         """
+        leave_at_once()
         try:
             newest = ray.get(self.monitor.checkpoint.remote())
         except ray.exceptions.RayActorError as error:
