@@ -13,13 +13,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from ito_ray.data.shards import Shard, mean_sample_bytes, rows_in
+from ito_ray.data.shards import Shard, mean_sample_bytes, public_url, rows_in
 from ito_ray.errors import DataError
 
 VERSION = 2
@@ -140,8 +140,11 @@ class ShardPlan:
 
     @property
     def digest(self) -> str:
-        """Tells plans apart: 16 hexadecimal digits."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Tells plans apart: 16 hexadecimal digits. Keys and options in an address may change, its data do not."""
+        sources = tuple(
+            replace(one, shards=tuple((public_url(url), parts) for url, parts in one.shards)) for one in self.sources
+        )
+        return hashlib.sha256(replace(self, sources=sources).to_json().encode()).hexdigest()[:16]
 
     @staticmethod
     def from_json(text: str) -> ShardPlan:

@@ -98,13 +98,18 @@ def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, w
                 "another folder."
             )
         listed |= found
-        stamps += [f"{name} {size} {stamp}" for name, size, stamp in files if name in found or name.endswith(".txt")]
+        stamps += [
+            f"{public_url(name)} {size} {stamp}"
+            for name, size, stamp in files
+            if name in found or name.endswith(".txt")
+        ]
     listing = None
     if listed:
         listing = ListedSource.write(listed.values(), work / "listing.parquet", {}, "\n".join(stamps))
     found_shards = list_shards(shards, field=FIELD) if shards or not listing else ()
     pieces = _cut(found_shards)
-    content = [[[shard.url, shard.size] for shard in found_shards], listing.fingerprint if listing else ""]
+    named = [[public_url(shard.url), shard.size] for shard in found_shards]  # keys in an address may change
+    content = [named, listing.fingerprint if listing else ""]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     if needs == "text":
         columns = columns.model_copy(update={"image": ()})  # else every picture would be read to be thrown away

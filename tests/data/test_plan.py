@@ -121,6 +121,15 @@ def test_deterministic_and_json_round_trip(sources: list[tuple[list[int], int]],
         assert again.entry(index) == _plan(sources, mix, seed).entry(index)
 
 
+def test_keys_and_options_of_a_store_are_no_part_of_the_digest() -> None:
+    def digest(url: str) -> str:
+        source = Source("a", ((url, 2),), 1 << 32, 5.0)
+        return ShardPlan((source,), seed=0, mix=1).digest
+
+    before, after = (":".join((name, "word")) for name in ("before", "after"))
+    assert digest(f"s3://{before}@bucket/0.tar?region=a") == digest(f"s3://{after}@bucket/0.tar") != digest("0.tar")
+
+
 def test_digest_knows_shards_seed_mix_weights_and_names() -> None:
     plan = _plan([([4, 4], 3), ([4], 1)], 4, 0)
     others = [

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ito_ray.evaluation.encoder import FolderEncoder
 from ito_ray.runtime.embed import Pool, _share
 from pipelines.embed import main
 from tests.data.makers import picture, write_tar
+from tests.data.store import Store, serving
 from tests.embeddings.makers import table, vectors
 from tests.export.tiny import export
 
@@ -31,20 +33,35 @@ SHARDS, ROWS = 24, 40
 
 
 def _data(folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for shard in range(SHARDS):
         samples = [(f"k{shard:02d}{n:03d}", {"png": picture(n, size=40)}) for n in range(ROWS)]
         write_tar(folder / f"{shard:02d}.tar", [*samples, (f"bad{shard:02d}", {"png": b"no picture"})])
     return folder
 
 
+@pytest.fixture(name="store")
+def _store(tmp_path: Path) -> Iterator[Store]:
+    _data(tmp_path / "bucket" / "data")
+    with serving(tmp_path / "bucket") as store:
+        yield store
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_killed_and_run_again_gives_each_key_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_and_run_again_gives_each_key_once(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a store whose keys stand in the address, other ones at the second run."""
     made = export(tmp_path / "model")
-    data, out = _data(tmp_path / "data"), tmp_path / "out"
-    options = ["--model", str(made.folder), "--data", str(data), "--out", str(out), "--batch-size", "16"]
-    command = [sys.executable, "-m", "pipelines.embed", *options, "--actors", "1", "1"]
+    data, out = store.folder / "data", tmp_path / "out"
+
+    def command_line(user: str) -> list[str]:
+        address = store.url("data/*.tar").replace("s3://", "s3://" + ":".join((user, "its-word")) + "@")
+        return ["--model", str(made.folder), "--data", address, "--out", str(out), "--batch-size", "16"]
+
+    options = command_line("second")
+    command = [sys.executable, "-m", "pipelines.embed", *command_line("first"), "--actors", "1", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     environment["PYTHONPATH"] = str(ROOT)
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
@@ -84,6 +101,8 @@ def test_killed_and_run_again_gives_each_key_once(tmp_path: Path, capsys: pytest
     assert (manifest["read"], manifest["embedded"]) == (SHARDS * (ROWS + 1), SHARDS * ROWS)
     assert manifest["dropped"] == expected["dropped"] == {"image_unreadable": SHARDS}
     assert manifest["model"]["sha256"] == model.checksum
+    assert set(table(out)["shard"].to_pylist()) == {f"s3://bucket/data/{shard:02d}.tar" for shard in range(SHARDS)}
+    assert not any(b"its-word" in path.read_bytes() for path in out.rglob("*") if path.is_file())
 
     assert main(options) == 0
     assert "already holds these embeddings" in capsys.readouterr().out

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ito_ray.data.prepare.source import is_unicode
 from ito_ray.data.rows import BadSample, Needs, Row, usable_captions
-from ito_ray.data.shards import open_fs
+from ito_ray.data.shards import open_fs, public_url
 
 ROWS_PER_PIECE = 512
 _SCHEMA = pa.schema(
@@ -70,7 +70,16 @@ class ListedSource:
                 for row in group:
                     meta = json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
                     values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail)
-                    digest.update(json.dumps(values).encode())
+                    known = (
+                        row.key,
+                        public_url(row.image),
+                        row.captions,
+                        public_url(row.text),
+                        meta,
+                        row.bad,
+                        row.detail,
+                    )
+                    digest.update(json.dumps(known).encode())
                     for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
                 writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=ROWS_PER_PIECE)

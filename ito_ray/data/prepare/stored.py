@@ -17,7 +17,7 @@ from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.tables import CAPTION_COLUMNS
 from ito_ray.data.rows import BadSample, Row, read_retrying, usable_captions
-from ito_ray.data.shards import list_shards, mean_sample_bytes, rows_in
+from ito_ray.data.shards import list_shards, mean_sample_bytes, public_url, rows_in
 from ito_ray.errors import ConfigError, DataError, UnreadableError
 
 Keys = Literal["own", "shard"]
@@ -59,7 +59,7 @@ class ShardSource:
             # A compressed tar would be unpacked from its start for every piece.
             count = 1 if shard.is_gzipped else max(1, round(rows_in(shard, sample_bytes) / RUN))
             runs += [Piece(shard.url, part, count) for part in range(count)]
-        listed = json.dumps([[shard.url, shard.size] for shard in shards])
+        listed = json.dumps([[public_url(shard.url), shard.size] for shard in shards])
         folders = [shard.url.split("?", 1)[0].split("/")[:-1] for shard in shards]
         shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
         digest = hashlib.sha256(listed.encode()).hexdigest()
