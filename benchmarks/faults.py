@@ -94,7 +94,7 @@ def kill_training_worker(scene: Scene) -> None:
 
 def kill_data_worker(scene: Scene) -> None:
     """kill -9 of a process that is making samples."""
-    scene.one("ray::ReadRange").kill()
+    scene.one("ray::ReadEntries").kill()
 
 
 def kill_coordinator(scene: Scene) -> None:

@@ -154,7 +154,7 @@ def stream(order: Order, format: str) -> dict[str, float]:
         TorchTrainer(
             take_batches,
             train_loop_config={"order": order, "cfg": cfg},
-            datasets={"train": StreamFactory(reader.plan, cfg, reader.tokenizer, reader.monitor, ENTRIES)},
+            datasets={"train": StreamFactory(reader.plan, cfg, reader.tokenizer, reader.monitor, ENTRIES, ENTRIES)},
             dataset_config=DataConfig(execution_options=execution_options(cfg, 1)),
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": cfg.train.cpus_per_worker}),
             run_config=RunConfig(name="ingest", storage_path=folder),
@@ -176,7 +176,7 @@ def stored_bytes(order: Order) -> dict[str, float]:
     """Bytes a sample that Ray's object store holds of the stream's blocks."""
     connect(verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = open_stream(_reader(config(order, "tar", folder), monitor=True), Position(), 4)
+        dataset = open_stream(_reader(config(order, "tar", folder), monitor=True), range(4))
         size, rows = 0, 0
         for bundle in cast(Any, dataset).iter_internal_ref_bundles():
             locations = ray.experimental.get_object_locations(list(bundle.block_refs))

@@ -69,6 +69,7 @@ def words(arguments: Arguments, arm: str) -> list[str]:
         "budget.steps": arguments.budget,
         "confirm": arguments.seeds,
         "train.steps": arguments.steps,
+        "train.workers": 1,
         "optim.warmup-steps": max(1, arguments.steps // 3),
         "eval.max-samples": 1000,
         "data.train": arguments.data / "train",

@@ -31,6 +31,8 @@ class News:
     """Of the whole run, by source."""
     fatal: str = ""
     """Why the run must stop; for a user."""
+    ends_soon: bool = False
+    """The stream has few entries left, and the run needs more."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,12 @@ class Monitor:
         self._goes_on: dict[int, bool] = {}
         self._judged = True
         self._agreement = Agreement()
+        self._newest = -1
+        self._last_but_few: int | None = None
 
     def record(self, entry: int, report: EntryReport) -> str:
         """Note what a data task read; answers with a sentence when the task must raise, else ""."""
+        self._newest = max(self._newest, entry)
         if entry not in self._tallies and not within(self._complete, entry):
             self._tallies[entry] = report.tallies
             self._total = added(self._total, report.tallies)
@@ -96,6 +101,10 @@ class Monitor:
             self._ray_metrics.rows(report.tallies)
         self._fatal = self._fatal or self._judge()
         return self._fatal
+
+    def ends_soon_after(self, entry: int) -> None:
+        """Note that the stream which is about to start has few entries after that one."""
+        self._last_but_few = entry
 
     def _judge(self) -> str:
         total = sum(self._total.values(), Tally())
@@ -185,7 +194,8 @@ class Monitor:
     def drain(self, logged: int) -> News:
         """Forget the first `logged` metrics, which the driver has passed on, and hand out the others."""
         del self._metrics[:logged]
-        return News(self._metrics, self._total, self._fatal)
+        ends_soon = self._last_but_few is not None and self._newest >= self._last_but_few
+        return News(self._metrics, self._total, self._fatal, ends_soon)
 
 
 MonitorHandle = Any

@@ -8,7 +8,7 @@ here has an end: ranks take a fixed number of steps, so none can finish before a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,11 @@ from threading import Thread
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
@@ -33,6 +36,9 @@ from ito_ray.training.state import read_state
 
 Arrays = dict[str, np.ndarray]
 MONITOR_LOST = "the actor that keeps the run's accounts was lost"
+ENTRIES_AT_ONCE = 50_000
+"""Entries of one stream: before it starts, Ray Data makes an object for each (docs/log.md). A run of more goes on with
+a new stream from a checkpoint that it leaves in time."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,9 @@ class StreamFactory:
     tokenizer: TokenizerFiles
     monitor: MonitorHandle
     entries: int
+    """Enough for the whole run."""
+    at_once: int
+    """At most so many in one stream."""
 
     def __call__(self) -> ray.data.Dataset:
         """The stream from the position of the newest registered checkpoint on.
@@ -135,7 +144,10 @@ class StreamFactory:
         taken = {entry: frozenset(rows) for entry, (_, rows) in position.open.items()}
         ray.data.DataContext.get_current().custom_execution_callback_classes = [cast(Any, Rest)]
         reader = EntryReader(self.plan, self.cfg, self.tokenizer, self.monitor, taken)
-        return open_stream(reader, position, self.entries)
+        entries = next_entries(position, min(self.entries, self.at_once))
+        if len(entries) < self.entries:  # what is left after that entry lasts until the checkpoint
+            ray.get(self.monitor.ends_soon_after.remote(entries[len(entries) * 9 // 10]))
+        return open_stream(reader, entries)
 
 
 def entries_needed(cfg: Config, rows_per_entry: float) -> int:
@@ -150,17 +162,46 @@ def entries_needed(cfg: Config, rows_per_entry: float) -> int:
     return int((samples + held_back) / delivered) + 16
 
 
-def open_stream(reader: EntryReader, position: Position, count: int) -> ray.data.Dataset:
-    """A lazy dataset of the entries that are not complete, `count` of them, in plan order."""
-    entries = _not_complete(position, count)
-    numbers = ray.data.range(len(entries), override_num_blocks=len(entries))
-    if entries[-1] != len(entries) - 1:  # a resumed run: number i is its i-th unfinished entry
-        lookup = np.array(entries, np.int64)
-        return numbers.map_batches(lambda batch: reader({"id": lookup[batch["id"]]}), batch_size=None)
+def open_stream(reader: EntryReader, entries: Sequence[int]) -> ray.data.Dataset:
+    """A lazy dataset of these entries, in their order."""
+    numbers: ray.data.Dataset = ray.data.read_datasource(Entries(entries), override_num_blocks=len(entries))
     return numbers.map_batches(cast(Any, reader.__call__), batch_size=None)
 
 
-def _not_complete(position: Position, count: int) -> list[int]:
+class Entries(Datasource):
+    """Numbers of entries, one for each task.
+
+    `ray.data.range` would do as well, but with each of its tasks it pickles three closures, which takes 1.5 ms
+    (docs/log.md).
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._numbers = numbers
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes."""
+        return 8 * len(self._numbers)
+
+    def get_read_tasks(self, *arguments: Any, **named: Any) -> list[ReadTask]:
+        """However many Ray asks for: one for each entry."""
+        known = BlockMetadata(num_rows=1, size_bytes=8, exec_stats=None)
+        return [ReadTask(EntryNumber(number), known) for number in self._numbers]
+
+
+@dataclass(frozen=True)
+class EntryNumber:
+    """What a read task returns."""
+
+    number: int
+
+    def __call__(self) -> list[pa.Table]:
+        """One block of one row."""
+        return [pa.table({"id": [self.number]})]
+
+
+def next_entries(position: Position, count: int) -> list[int]:
+    """The next `count` entries, in plan order."""
     entries: list[int] = []
     entry = 0
     while len(entries) < count:

@@ -30,7 +30,7 @@ from ito_ray.runtime.feed import Feed
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
-from ito_ray.runtime.stream import MONITOR_LOST, StartAnew, StreamFactory, entries_needed
+from ito_ray.runtime.stream import ENTRIES_AT_ONCE, MONITOR_LOST, StartAnew, StreamFactory, entries_needed
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import State, read_state, require_format, require_same_run
 
@@ -54,6 +54,10 @@ class Trained:
 
 class _Lost(Exception):
     """What a run cannot do without is gone, and can be started again."""
+
+
+class _StreamEnds(Exception):
+    """A checkpoint was left because the stream has few entries left, and the run needs more than one holds."""
 
 
 def latest_checkpoint(cfg: Config, tell: Tell = _log) -> Path | None:
@@ -132,6 +136,8 @@ def fit(
     while True:
         try:
             return _attempt(cfg, data, tokenizer, on_metrics, judge, tell)
+        except _StreamEnds as ends:
+            tell(f"{ends}: going on with the next one from its last checkpoint")
         except _Lost as lost:
             failures += 1
             if failures > cfg.train.max_failures:
@@ -149,6 +155,7 @@ def _attempt(
 
     Raises:
         _Lost: another one may do better.
+        _StreamEnds: another one goes on.
     """
     newest = latest_checkpoint(cfg, tell)
     resumed = resumable_state(cfg, data.plan, newest) if newest else None
@@ -180,7 +187,7 @@ def _attempt(
             failure = None
     if _fatal(monitor) is None:
         raise _Lost(MONITOR_LOST)
-    relay.result()  # raises what on_metrics raised: no metric is lost in silence
+    stream_ends = relay.result()  # raises what on_metrics raised: no metric is lost in silence
     news: News = ray.get(monitor.drain.remote(0))
     if news.fatal:
         raise DataError(news.fatal)
@@ -189,7 +196,10 @@ def _attempt(
     if damaged:
         raise _Lost("; ".join(damaged))
     assert finished is not None, "the loop saves a checkpoint after its last step"
-    return Trained(finished, _accounts(monitor, news, data.plan, read_state(finished)))
+    state = read_state(finished)
+    if stream_ends and state.step < cfg.train.steps:
+        raise _StreamEnds(f"a stream of {ENTRIES_AT_ONCE:,} blocks is read at step {state.step:,}")
+    return Trained(finished, _accounts(monitor, news, data.plan, state))
 
 
 def _fatal(monitor: MonitorHandle) -> str | None:
@@ -254,7 +264,7 @@ def _trainer(
     count = entries_needed(cfg, data.rows_per_entry)
     evaluator = not judged and preflight.has_evaluator(cfg)
     launch = Launch(cfg, data.plan.digest, data.plan.names, tokenizer, monitor, str(Path.cwd()), judged, evaluator)
-    stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count)
+    stream = StreamFactory(data.plan, cfg, tokenizer, monitor, count, ENTRIES_AT_ONCE)
     trainer = Trainer(
         train_worker,
         train_loop_config={"launch": launch},
@@ -276,13 +286,16 @@ def _trainer(
 
 def _relay(
     monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event, tell: Tell
-) -> None:
+) -> bool:
     """Hand rank 0's metrics to the driver until `stop`, and once more after it; take the judge's word back.
 
     The workers wait for that word, so whatever keeps it from them must end them too.
+
+    Returns:
+        Whether the workers were told to end because the stream does, and not by the judge.
     """
     try:
-        _pass_on(monitor, on_metrics, judge, stop, tell)
+        return _pass_on(monitor, on_metrics, judge, stop, tell)
     except BaseException:
         with suppress(RayActorError):
             ray.get(monitor.decide.remote(None, False))
@@ -291,8 +304,9 @@ def _relay(
 
 def _pass_on(
     monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event, tell: Tell
-) -> None:
+) -> bool:
     finished, logged, drains = False, 0, halt.Drains()
+    stream_ends, goes_on = False, True
     while not finished:
         finished = stop.wait(POLL_SECONDS)
         if drains.new() and ray.get(monitor.halt.remote("checkpoint")):
@@ -301,8 +315,12 @@ def _pass_on(
         for step, metrics in news.metrics:
             on_metrics(step, metrics)
             if judge and is_evaluation(metrics):
-                ray.get(monitor.decide.remote(step, judge(step, metrics)))
+                goes_on = judge(step, metrics)
+                ray.get(monitor.decide.remote(step, goes_on))
         logged = len(news.metrics)
+        if news.ends_soon and not stream_ends:
+            stream_ends = ray.get(monitor.halt.remote("stop"))
+    return stream_ends and goes_on
 
 
 def is_evaluation(metrics: Mapping[str, float]) -> bool:

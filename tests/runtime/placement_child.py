@@ -7,7 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import ray
@@ -17,7 +17,6 @@ from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
 
 from ito_ray.config.schema import Config
-from ito_ray.data.position import Position
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.errors import ClusterError
 from ito_ray.runtime import nodes, trainer
@@ -44,9 +43,8 @@ def blocks_by_pool(cfg: Config, tokenizer: TokenizerFiles, pools: dict[str, str]
     ray.data.DataContext.get_current().execution_options = execution_options(cfg, 1)
     reader = EntryReader(data.plan, cfg, tokenizer, start_monitor(cfg, data.plan, None), {})
     counts = dict.fromkeys(pools.values(), 0)
-    for bundle in cast(
-        Any, open_stream(reader, Position(), 2 * data.plan.entries_per_pass)
-    ).iter_internal_ref_bundles():
+    stream: Any = open_stream(reader, range(2 * data.plan.entries_per_pass))
+    for bundle in stream.iter_internal_ref_bundles():
         for location in ray.experimental.get_object_locations(list(bundle.block_refs)).values():
             for node in location["node_ids"]:
                 counts[pools[node]] += 1

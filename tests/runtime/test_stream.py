@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import ray
 
+from benchmarks.faults import problems_of_samples
 from ito_ray.config.schema import Config
 from ito_ray.data import quarantine
 from ito_ray.data.position import Position, members
 from ito_ray.data.tokens import train_wordpiece
+from ito_ray.runtime import trainer
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import TrainingData, plan_data
-from ito_ray.runtime.stream import EntryReader, open_stream
+from ito_ray.runtime.stream import EntryReader, entries_needed, next_entries, open_stream
 from ito_ray.runtime.trainer import start_monitor
+from ito_ray.training.state import read_state
 from tests.data.makers import write_tar
+from tests.runtime.recorded import recording
 from tests.runtime.shards import caption, sample, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -37,7 +41,7 @@ def _reader(cfg: Config, data: TrainingData, tmp: Path, taken: dict[int, frozens
 def _read(reader: EntryReader, position: Position, entries: int) -> list[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    stream = open_stream(reader, position, entries)
+    stream = open_stream(reader, next_entries(position, entries))
     return [dict(batch) for batch in cast(Any, stream).iter_batches(batch_size=None, batch_format="numpy")]
 
 
@@ -135,3 +139,26 @@ def test_a_shard_that_vanishes_is_dropped_as_such_and_the_rest_goes_on(tmp_path:
     rows = quarantine.read(tmp_path / "runs" / cfg.name / "quarantine").to_pylist()
     assert {(row["source"], row["shard"], row["reason"]) for row in rows} == {("train", str(gone), "shard_unreadable")}
     assert len(rows) == 24 and "part-002.tar" in rows[0]["detail"]
+
+
+def test_a_run_of_more_entries_than_one_stream_holds_goes_on_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a failure, every sample of the passes once; the streams end at a step that all ranks share."""
+    monkeypatch.setattr(trainer, "ENTRIES_AT_ONCE", 24)
+    steps, passes = 18, 2  # a third one is begun
+    cfg = small_config(tmp_path, train={"steps": steps, "max_failures": 0, "checkpoint_every": 100})
+    data = plan_data(cfg)
+    assert data.plan.entries_per_pass == 6 and entries_needed(cfg, data.rows_per_entry) > 24
+    said: list[str] = []
+    logged: list[int] = []
+    record = tmp_path / "record"
+    record.mkdir()
+    with recording(record, pace=0.3):  # the driver looks twice a second whether the stream ends soon
+        trained = trainer.fit(
+            cfg, data, _tokenizer(tmp_path / "tokenizer"), lambda step, _: logged.append(step), tell=said.append
+        )
+    assert len(said) >= 1 and all("a stream of 24 blocks is read at step" in one for one in said), said
+    assert read_state(trained.checkpoint).step == steps
+    assert set(logged) >= set(range(1, steps + 1)), "those of the last checkpoint may come twice"
+    assert problems_of_samples(cfg, record, data.plan, trained.checkpoint, passes) == []
