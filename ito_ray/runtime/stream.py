@@ -146,7 +146,7 @@ class StreamFactory:
         reader = EntryReader(self.plan, self.cfg, self.tokenizer, self.monitor, taken)
         entries = next_entries(position, min(self.entries, self.at_once))
         if len(entries) < self.entries:  # what is left after that entry lasts until the checkpoint
-            ray.get(self.monitor.ends_soon_after.remote(entries[len(entries) * 9 // 10]))
+            self.monitor.ends_soon_after.remote(entries[len(entries) * 9 // 10])
         return open_stream(reader, entries)
 
 

@@ -154,7 +154,7 @@ def test_a_run_of_more_entries_than_one_stream_holds_goes_on_with_the_next(
     logged: list[int] = []
     record = tmp_path / "record"
     record.mkdir()
-    with recording(record, pace=0.3):  # the driver looks twice a second whether the stream ends soon
+    with recording(record, pace=0.6):  # the driver looks twice a second whether the stream ends soon
         trained = trainer.fit(
             cfg, data, _tokenizer(tmp_path / "tokenizer"), lambda step, _: logged.append(step), tell=said.append
         )

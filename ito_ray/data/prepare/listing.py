@@ -70,15 +70,7 @@ class ListedSource:
                 for row in group:
                     meta = json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
                     values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail)
-                    known = (
-                        row.key,
-                        public_url(row.image),
-                        row.captions,
-                        public_url(row.text),
-                        meta,
-                        row.bad,
-                        row.detail,
-                    )
+                    known = (row.key, public_url(row.image), row.captions, public_url(row.text), *values[4:])
                     digest.update(json.dumps(known).encode())
                     for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
