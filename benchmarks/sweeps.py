@@ -4,7 +4,8 @@
     python -m benchmarks.sweeps --out demo/sweeps
 
 Both searches get the same number of training steps; the confirmation on fresh seeds comes on top and is the same for
-both. Half of the held-out shards judge, the other half is the test split. Stopped and run again it goes on.
+both. A trial has one worker. Half of the held-out shards judge, the other half is the test split. Stopped and run again
+it goes on.
 """
 
 from __future__ import annotations
