@@ -36,9 +36,11 @@ ALONE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
-"""What only a cluster needs: a dashboard's numbers, and a process that waits for notice that a node will be taken away.
-A local Ray saves a twentieth of a core without (docs/log.md)."""
+"""What only a cluster needs: a dashboard's numbers, and a process that waits for notice that a node will be taken away;
+a local Ray saves a twentieth of a core without. And what a local Ray should not do: end a process that was idle for a
+second, since the next block of data would then wait for a new one to import torch (docs/log.md)."""
 
 
 @contextmanager

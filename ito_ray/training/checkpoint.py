@@ -137,10 +137,16 @@ def _join(name: str, files: list[Any]) -> Tensor:
 
 
 def _moment(value: Tensor, parameter: Tensor) -> Tensor | bool:
+    """One entry of an optimiser's state as it was before it was saved: on the parameter's device, in its order.
+
+    Fused optimisers walk through parameter and moments as they lie in memory, so those of a channels-last kernel
+    must be channels-last too: each would otherwise get its neighbour's.
+    """
     if value.dtype == torch.bool:
         return bool(value)  # Muon notes which parameters are its own
     if value.shape == parameter.shape and value.ndim:
-        return like(parameter, value.to(parameter.device))
+        moment = like(parameter, value.to(parameter.device))
+        return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
     return value.to(parameter.device if value.ndim else value.device)
 
 

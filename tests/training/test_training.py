@@ -50,7 +50,9 @@ def _train(
 ) -> list[dict[str, float]]:
     """Losses by step; checkpoints go to `folder`. `stop_after` raises after that checkpoint, like a kill."""
     torch.set_num_threads(1)
-    learner = build_learner(cfg, tiny_method(cfg).float())
+    method = tiny_method(cfg).float()
+    method.encoder.image.to(memory_format=torch.channels_last)  # as a worker does
+    learner = build_learner(cfg, method)
     first = 0
     if resume:
         checkpoint.load(folder, learner)
@@ -81,6 +83,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "plain": {},
     "moving_average": {"train": {"ema": 0.9}},
     "micro_batches": {"train": {"micro_batch": 2}},
+    "kernels": {"model": {"image": {"name": "resnet10t", "kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8}}}},
     **{name: {"optim": {"name": name}} for name in ("lion", "muon", "adafactorbv", "nadamw", "adopt")},
 }
 
