@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ito": {},
     "ito_three_views_two_captions": {"data": {"views": {"count": 3}, "captions": 2}},
     "ito_alignment_only": {"method": {"fusion_weight": 0.0}},
+    "ito_own_temperature": {"method": {"fusion": {"temperature": "own"}}},
     "ito_weighted": {"method": {"alignment_weights": [0.5, 2.0], "fusion": {"readout": "mean"}}},
 }
 """Every method, and ITO's variants, as changes of `tiny_config`."""

@@ -193,6 +193,12 @@ class FusionConfig(Section):
     heads: PositiveInt = 8
     mlp_ratio: PositiveFloat = 4.0
     readout: Literal["cls", "mean", "token"] = "cls"
+    caption_drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Ours, not the paper's: the chance that a fused vector does not see its caption. All fused vectors of a sample
+    share the caption, so they could find each other by it alone; one that does not see it must be found by the picture
+    (docs/method.md)."""
+    temperature: Literal["shared", "own"] = "shared"
+    """shared: the fusion loss uses the alignment's logit scale, as the paper reads; own: it learns one. Ours."""
 
 
 class MethodConfig(Section):
@@ -201,6 +207,8 @@ class MethodConfig(Section):
     name: Literal["clip", "siglip", "ito"] = "ito"
     fusion_weight: NonNegativeFloat = 2.0
     """λ; 0 = the alignment-only ablation, and no fusion module is built."""
+    fusion_schedule: Literal["constant", "rising", "falling"] = "constant"
+    """How λ goes over the training: as it is, from 0 up to it, or from it down to 0; ours but for constant."""
     alignment_weights: tuple[NonNegativeFloat, ...] = ()
     """w_vc, view by view: (v0c0, v0c1, …, v1c0, …); empty = all 1."""
     mask_duplicates: bool = False

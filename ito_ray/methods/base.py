@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ito_ray.config.schema import Config
 from ito_ray.losses.gather import gather
-from ito_ray.models.dual_encoder import DualEncoder, unit
+from ito_ray.models.dual_encoder import MAX_LOGIT_SCALE, DualEncoder, unit
 from ito_ray.models.image_tower import ImageFeatures
 from ito_ray.models.text_tower import TextFeatures
 
@@ -71,6 +71,8 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.encoder = encoder
         self.mask_duplicates = cfg.method.mask_duplicates
+        self.progress = 0.0
+        """Steps taken over all steps, 0 ≤ progress < 1: to be set before every step, for what changes over them."""
 
     def forward(self, batch: Batch) -> Features:
         """Embed every view in one pass and every caption in one pass."""
@@ -83,7 +85,17 @@ class Method(nn.Module, ABC):
 
     def objective_parameters(self) -> list[nn.Parameter]:
         """What the objective itself learns, beside what the features carry."""
+        return self.logit_scales()
+
+    def logit_scales(self) -> list[nn.Parameter]:
+        """All log s of the objective."""
         return [self.encoder.logit_scale]
+
+    @torch.no_grad()
+    def clamp_logit_scales(self) -> None:
+        """Keep every s within [1, 100], as CLIP does; to be called after every optimiser step."""
+        for logit_scale in self.logit_scales():
+            logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def recompute_activations(self) -> None:
         """Trade time for memory: keep the inputs of blocks, compute what is inside again in the backward pass.

@@ -9,8 +9,10 @@ Shapes: B samples of this rank, G of all ranks, V views, C captions, K = V·C, N
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ito_ray.config.schema import Config
 from ito_ray.losses.contrastive import info_nce
@@ -22,6 +24,13 @@ from ito_ray.models.fusion import Fusion
 from ito_ray.models.image_tower import ImageFeatures
 from ito_ray.models.text_tower import TextFeatures
 
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "rising": lambda progress: progress,
+    "falling": lambda progress: 1.0 - progress,
+}
+"""Share of λ by progress, 0 ≤ progress < 1. The paper's is constant; the others are ours."""
+
 
 class Ito(Method):
     """ITO for any V ≥ 1, C ≥ 1; without λ there is no fusion module, and with V = C = 1 besides it is CLIP."""
@@ -29,12 +38,17 @@ class Ito(Method):
     def __init__(self, encoder: DualEncoder, cfg: Config) -> None:
         super().__init__(encoder, cfg)
         self.fusion_weight = cfg.method.fusion_weight
+        self.schedule = SCHEDULES[cfg.method.fusion_schedule]
+        self.caption_drop = cfg.method.fusion.caption_drop
         views, captions = cfg.data.views.count, cfg.data.captions
         weights = torch.tensor(cfg.method.alignment_weights or [1.0] * (views * captions))
         self.alignment_weights_VC = weights.view(views, captions).tolist()
         self.fusion: Fusion | None = None
+        self.fusion_logit_scale: nn.Parameter | None = None
         if self.fusion_weight > 0:
             self.fusion = Fusion(cfg.method.fusion, encoder.image, cfg.model.text.context, cfg.model.embed_dim)
+            if cfg.method.fusion.temperature == "own":
+                self.fusion_logit_scale = nn.Parameter(encoder.logit_scale.detach().clone())
 
     def forward(self, batch: Batch) -> Features:
         image, text = self._towers(batch)
@@ -48,9 +62,18 @@ class Ito(Method):
         if features.fused_KBD is None:
             return StepResult(align, {"loss/align": align.detach()})
         caption_KG = None if caption_CG is None else caption_CG.repeat(len(features.image_VBD), 1)
-        fusion = fusion_loss(features.fused_KBD, gather(features.fused_KBD, dim=1), scale, caption_KG)
+        own = self.fusion_logit_scale
+        fusion_scale = scale if own is None else own.exp()
+        fusion = fusion_loss(features.fused_KBD, gather(features.fused_KBD, dim=1), fusion_scale, caption_KG)
+        weight = self.fusion_weight * self.schedule(self.progress)
         metrics = {"loss/align": align.detach(), "loss/fusion": fusion.detach()}
-        return StepResult(align + self.fusion_weight * fusion, metrics)
+        metrics |= {"fusion_weight": align.new_tensor(weight)}
+        metrics |= {} if own is None else {"fusion_logit_scale": fusion_scale.detach()}
+        return StepResult(align + weight * fusion, metrics)
+
+    def logit_scales(self) -> list[nn.Parameter]:
+        own = self.fusion_logit_scale
+        return super().logit_scales() if own is None else [*super().logit_scales(), own]
 
     def recompute_activations(self) -> None:
         super().recompute_activations()
@@ -79,5 +102,8 @@ class Ito(Method):
         image_KBND = image_VBND.repeat_interleave(captions, dim=0)
         text_KBTD = text_CBTD.repeat(views, 1, 1, 1)
         valid_KBT = valid_CBT.repeat(views, 1, 1)
+        if self.caption_drop and self.training:
+            seen_KB1 = torch.rand(*valid_KBT.shape[:2], 1, device=valid_KBT.device) >= self.caption_drop
+            valid_KBT = valid_KBT & seen_KB1
         fused_BD: Tensor = fusion(image_KBND.flatten(0, 1), text_KBTD.flatten(0, 1), valid_KBT.flatten(0, 1))
         return torch.unflatten(fused_BD, 0, (views * captions, -1))

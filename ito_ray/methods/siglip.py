@@ -32,4 +32,4 @@ class SigLip(Method):
         return StepResult(loss, {"loss/align": loss.detach(), "logit_bias": self.logit_bias.detach()})
 
     def objective_parameters(self) -> list[nn.Parameter]:
-        return [self.encoder.logit_scale, self.logit_bias]
+        return [*self.logit_scales(), self.logit_bias]

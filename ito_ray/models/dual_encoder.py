@@ -50,8 +50,3 @@ class DualEncoder(nn.Module):
     def encode_text(self, ids_BT: Tensor, length_B: Tensor) -> Tensor:
         """L2-normalised (B,D) of int64 token ids, the first `length_B` of each row valid."""
         return unit(self.text(ids_BT, length_B).embedding_BD)
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep s within [1, 100]; to be called after every optimiser step."""
-        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)

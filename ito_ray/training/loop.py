@@ -123,6 +123,7 @@ def train(
         clock.waited += time.perf_counter() - waiting
 
         set_learning_rate(optimizer, rate := learning_rate(step, cfg.train.steps, cfg.optim))
+        method.progress = step / cfg.train.steps
         optimizer.zero_grad(set_to_none=True)
         micro_batches = [
             partial(to_batch, part, device, cfg.model.image.mean, cfg.model.image.std)
@@ -133,7 +134,7 @@ def train(
         if cfg.optim.grad_clip:
             nn.utils.clip_grads_with_norm_(model.parameters(), cfg.optim.grad_clip, grad_norm)
         optimizer.step()
-        method.encoder.clamp_logit_scale()
+        method.clamp_logit_scales()
         done, last = step + 1, step + 1 == cfg.train.steps
         learner.averaged(done)
 

@@ -117,7 +117,7 @@ def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None
     fixed = [(section, key) for section in ("data", "model", "method") for key in state.config[section]]
     fixed.remove(("data", "node_labels"))  # where, not what
     for section, key in [*fixed, ("optim", "name"), ("train", "ema"), ("eval", "best")]:
-        before = state.config[section].get(key, "")
+        before = _known(state.config[section].get(key, ""), Config().model_dump(mode="json")[section].get(key))
         if now[section].get(key) != before:
             raise ConfigError(
                 f"{section}.{key}={now[section].get(key)!r}, but the run {cfg.name!r} was started with "
@@ -130,6 +130,11 @@ def require_same_run(state: State, cfg: Config, plan: str, folder: Path) -> None
             "those it was started with, so its position in the data means nothing now: choose another --name to start "
             "afresh, or restore the shards to resume."
         )
+
+
+def _known(before: Any, default: Any) -> Any:
+    """A value of the checkpoint, with the defaults of fields that came into a subsection since it was written."""
+    return {**default, **before} if isinstance(before, dict) and isinstance(default, dict) else before
 
 
 def handed_over(state: State, cfg: Config, folder: Path) -> State:

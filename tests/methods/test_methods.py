@@ -112,3 +112,48 @@ def test_fusion_gradients_reach_both_towers() -> None:
     gradients = _loss_and_gradients(method, random_batch(6))
     for name in ("encoder.image.net.patch_embed.proj.weight", "encoder.text.net.embeddings.word_embeddings.weight"):
         assert gradients[name].abs().sum() > 0, name
+
+
+def test_every_logit_scale_is_clamped() -> None:
+    method = tiny_method(tiny_config(method={"fusion": {"temperature": "own"}}))
+    assert isinstance(method, Ito) and method.fusion_logit_scale is not None
+    assert method.logit_scales() == [method.encoder.logit_scale, method.fusion_logit_scale]
+    method.encoder.logit_scale.data.fill_(9.0)
+    method.fusion_logit_scale.data.fill_(-1.0)
+    method.clamp_logit_scales()
+    assert [scale.exp().item() for scale in method.logit_scales()] == pytest.approx([100, 1])
+
+
+def test_a_temperature_of_its_own_is_the_shared_one_at_the_start_and_then_goes_its_way() -> None:
+    batch = random_batch(6)
+    shared, own = tiny_method(tiny_config()), tiny_method(tiny_config(method={"fusion": {"temperature": "own"}}))
+    one, other = _loss_and_gradients(shared, batch), _loss_and_gradients(own, batch)
+    of_fusion = other.pop("fusion_logit_scale")
+    other["encoder.logit_scale"] = other["encoder.logit_scale"] + of_fusion  # the chain rule of one scale in two places
+    _assert_same(one, other)
+    assert of_fusion.abs() > 0
+
+
+@pytest.mark.parametrize("readout", ["cls", "mean", "token"])
+def test_a_hidden_caption_leaves_no_trace_in_its_fused_vector(readout: str) -> None:
+    """Whatever the caption: the vectors of hidden ones stay as they are, all others change."""
+    cfg = tiny_config(method={"fusion": {"readout": readout, "caption_drop": 0.5}}, data={"views": {"count": 3}})
+    method, batch = tiny_method(cfg), random_batch(16, views=3)
+    other = dataclasses.replace(batch, ids_CBT=batch.ids_CBT.flip(1), length_CB=batch.length_CB.flip(1))
+    fused = []
+    for one in (batch, other):
+        torch.manual_seed(5)
+        features = method(one)
+        assert features.fused_KBD is not None
+        fused.append(features.fused_KBD)
+    hidden_KB = (fused[0] - fused[1]).abs().amax(-1) < 1e-12
+    torch.manual_seed(5)
+    assert torch.equal(hidden_KB, torch.rand(3, 16, 1)[..., 0] < 0.5)
+    assert hidden_KB.any() and not hidden_KB.all(), "each fused vector is drawn by itself"
+
+
+def test_nothing_is_hidden_outside_training() -> None:
+    batch = random_batch(6)
+    plain, dropping = tiny_method(tiny_config()), tiny_method(tiny_config(method={"fusion": {"caption_drop": 0.9}}))
+    one, other = plain.eval()(batch).fused_KBD, dropping.eval()(batch).fused_KBD
+    torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -11,7 +11,6 @@ import torch
 from ito_ray.config.schema import FusionConfig, ImageTowerConfig, TextTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.methods.ito import Ito
-from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.fusion import Fusion, sincos_positions
 from ito_ray.models.image_tower import ImageTower, pixels_to_input
 from ito_ray.models.text_tower import TextTower
@@ -112,13 +111,6 @@ def test_text_pools_valid_tokens_only(kind: str, pool: str) -> None:
 def test_a_missing_text_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.text\.source"):
         TextTower(TextTowerConfig(kind="pretrained", source=str(tmp_path / "nothing")), Vocabulary(), 16)
-
-
-def test_logit_scale_is_clamped() -> None:
-    model = DualEncoder(tiny_config().model, Vocabulary())
-    model.logit_scale.data.fill_(9.0)
-    model.clamp_logit_scale()
-    assert model.logit_scale.exp().item() == pytest.approx(100)
 
 
 def test_an_untrained_net_of_this_name_exists_in_timm() -> None:

@@ -84,6 +84,8 @@ RESUMED: dict[str, dict[str, Any]] = {
     "moving_average": {"train": {"ema": 0.9}},
     "micro_batches": {"train": {"micro_batch": 2}},
     "kernels": {"model": {"image": {"name": "resnet10t", "kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8}}}},
+    "hidden_captions": {"method": {"fusion": {"caption_drop": 0.5}}, "train": {"micro_batch": 4}},
+    "schedule": {"method": {"fusion_schedule": "rising", "fusion": {"temperature": "own"}}},
     **{name: {"optim": {"name": name}} for name in ("lion", "muon", "adafactorbv", "nadamw", "adopt")},
 }
 
@@ -138,8 +140,22 @@ def test_a_checkpoint_stands_before_or_after_the_evaluation_of_its_step(first: b
 def test_logged_terms_add_up(tmp_path: Path) -> None:
     for metrics in _train(_config(), tmp_path):
         assert metrics["loss/total"] == pytest.approx(metrics["loss/align"] + 2.0 * metrics["loss/fusion"], rel=1e-5)
+        assert metrics["fusion_weight"] == 2.0
         assert 1.0 <= metrics["logit_scale"] <= 100.0
         assert 0.0 <= metrics["data_wait_share"] <= 1.0
+
+
+@pytest.mark.parametrize(("schedule", "first", "last"), [("rising", 0.0, 29 / 30), ("falling", 1.0, 1 / 30)])
+def test_the_weight_of_the_fusion_follows_its_schedule(
+    schedule: str, first: float, last: float, tmp_path: Path
+) -> None:
+    cfg = overlay(_config(), {"method": {"fusion_schedule": schedule}}, source="test")
+    curve = _train(cfg, tmp_path)
+    shares = np.linspace(first, last, STEPS)
+    assert [metrics["fusion_weight"] for metrics in curve] == pytest.approx(2.0 * shares, abs=1e-6)
+    for metrics in curve:
+        expected = metrics["loss/align"] + metrics["fusion_weight"] * metrics["loss/fusion"]
+        assert metrics["loss/total"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_not_finite_stops_before_the_checkpoint(tmp_path: Path) -> None:
@@ -200,6 +216,9 @@ def test_another_model_is_not_resumed(tmp_path: Path) -> None:
     cfg = _config()
     state = State(10, {}, cfg.model_dump(mode="json"), "plan", [], {})
     require_same_run(state, tiny_config(train={"steps": 99, "log_every": 5}, optim={"lr": 5e-4}), "plan", tmp_path)
+    before_a_field_came = cfg.model_dump(mode="json")
+    del before_a_field_came["method"]["fusion"]["caption_drop"]
+    require_same_run(State(10, {}, before_a_field_came, "plan", [], {}), cfg, "plan", tmp_path)
     with pytest.raises(ConfigError, match=r"method\.fusion_weight=7"):
         require_same_run(state, tiny_config(method={"fusion_weight": 7.0}), "plan", tmp_path)
     with pytest.raises(ConfigError, match=r"train\.ema=0\.9"):
