@@ -19,7 +19,7 @@ from ito_ray.errors import ConfigError
 from pipelines.command import console, exit_code
 from tune.axes import parse_fixed
 from tune.options import require_optuna
-from tune.studies import LABELS, STUDIES, Study, study
+from tune.studies import STUDIES, Study, study
 
 DESCRIPTION = """Run the paper's ablation on equal data with an equal recipe, several seeds each, and write its page.
 
@@ -41,8 +41,8 @@ class Run:
     """The study's folder is made in it, and the MLflow store unless --fix tracking.uri=… names another."""
     seeds: int = 3
     """Of each arm; may grow when the study goes on."""
-    arms: tuple[str, ...] = tuple(LABELS)
-    """Leave some out for now."""
+    arms: tuple[str, ...] = ()
+    """These alone for now; all when there is none."""
     fix: tuple[str, ...] = field(default=())
     """Change a field of all arms: train.steps=1600 optim.warmup_steps=400."""
     concurrent: int = 0
@@ -89,7 +89,7 @@ def _run(command: Run, out: Console) -> None:
     from ito_ray.runtime.console import Stages  # torch, ray, mlflow and optuna take seconds that --help should not
     from tune import study_run
 
-    size = study_run.Size(command.seeds, command.arms, command.concurrent, command.data_cpus)
+    size = study_run.Size(command.seeds, command.arms or tuple(chosen.arms), command.concurrent, command.data_cpus)
     folder = study_run.run(chosen, command.output, size, Stages(out, 1 + command.seeds))
     out.print(f"Next: python -m tune.ablation report {folder}", soft_wrap=True)
 
@@ -102,12 +102,12 @@ def checked(command: Run) -> Study:
         DataError: data that are not there.
     """
     require_optuna()
-    if unknown := [arm for arm in command.arms if arm not in LABELS]:
-        raise ConfigError(f"--arms {unknown[0]}: there are {', '.join(LABELS)}.")
     for name, least in (("seeds", 1), ("concurrent", 0), ("data_cpus", 0)):
         if (value := getattr(command, name)) < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {value:g}: give {least} or more.")
     chosen = study(command.study, command.data).changed(dict(map(parse_fixed, command.fix)))
+    if unknown := [arm for arm in command.arms if arm not in chosen.arms]:
+        raise ConfigError(f"--arms {unknown[0]}: there are {', '.join(chosen.arms)}.")
     chosen.require_data(command.data)
     return chosen
 

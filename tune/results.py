@@ -10,12 +10,10 @@ from typing import Any
 
 from ito_ray.errors import DataError
 from ito_ray.runtime.trial import STEP_CPU_SECONDS
+from tune.arms import Comparison
 from tune.book import BOOK, TEST, Book
 from tune.judging import Difference, Estimate, Objective, paired_difference
-from tune.studies import TWICE
-
-REFERENCES = ("align", "clip", TWICE)
-"""Arms that all others are compared with: does the fusion help, does ITO help, and does it at equal compute."""
+from tune.studies import study
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,20 @@ class Results:
         """Those with a run, in the study's order."""
         known = {run.arm for run in self.runs}
         return tuple(arm for arm in self.settings["arms"] if arm in known)
+
+    @property
+    def comparison(self) -> Comparison:
+        """What its arms are, and what they are compared with."""
+        return study(self.name, Path()).comparison
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Arms with a run that all others are compared with."""
+        return tuple(arm for arm in self.comparison.references if arm in self.arms)
+
+    def label(self, arm: str) -> str:
+        """What people call it."""
+        return self.comparison.labels[arm]
 
     @property
     def headline(self) -> tuple[str, ...]:

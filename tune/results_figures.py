@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
-from tune.results import REFERENCES, Results
-from tune.studies import LABELS, LAMBDAS, TWICE
+from tune.arms import LAMBDAS, PAPER, TWICE
+from tune.results import Results
 
 SHARES = ("heldout/r", "zero_shot/")
 """Beginnings of the names of metrics that are shares, shown in per cent."""
@@ -38,7 +40,15 @@ COLOURS = {
     **dict(zip((f"ito_{weight:g}" for weight in LAMBDAS), ("#9ecbee", "#4fa0dc", "#0b6fb8", "#073f6b"), strict=True)),
 }
 GAP = "geometry/modality_gap"
+OTHERS = matplotlib.color_sequences["tab20"]
 WEIGHTS = {"align": 0.0, **{f"ito_{weight:g}": weight for weight in LAMBDAS}}
+
+
+def colour(results: Results, arm: str) -> ColorType:
+    """The same in all figures of a study."""
+    if results.comparison is PAPER:
+        return COLOURS[arm]
+    return OTHERS[[*results.comparison.labels].index(arm) % len(OTHERS)]
 
 
 def curves_png(results: Results, folder: Path) -> Path:
@@ -53,8 +63,8 @@ def curves_png(results: Results, folder: Path) -> Path:
         scores = [[100 * results.objective.score(curve[step]) for step in steps] for curve in curves]
         gaps = [[curve[step].get(GAP, np.nan) for step in steps] for curve in curves]
         for axes, values in ((score, np.array(scores)), (gap, np.array(gaps))):
-            axes.fill_between(at, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, lw=0)
-            axes.plot(at, values.mean(0), color=COLOURS[arm], lw=1.6, label=LABELS[arm])
+            axes.fill_between(at, values.min(0), values.max(0), color=colour(results, arm), alpha=0.15, lw=0)
+            axes.plot(at, values.mean(0), color=colour(results, arm), lw=1.6, label=results.label(arm))
     score.set(xlabel="thousand images encoded", ylabel="validation, mean R@1 both ways, %", ylim=(0, None))
     gap.set(xlabel="thousand images encoded", ylabel="modality gap on validation pairs")
     handles, labels = score.get_legend_handles_labels()
@@ -68,20 +78,20 @@ def differences_png(results: Results, folder: Path) -> Path:
     figure, panels = _figure(3.1 * len(results.headline) + 1.6, 1.4 + 0.5 * len(arms), len(results.headline))
     for axes, metric in zip(panels, results.headline, strict=True):
         axes.axvline(0, color="#16191d", lw=0.8)
-        for shift, reference in zip((0.22, 0.0, -0.22), REFERENCES, strict=True):
+        for shift, reference in zip((0.22, 0.0, -0.22), results.references, strict=False):
             for place, arm in enumerate(arms):
                 found = results.difference(arm, reference, metric) if arm != reference else None
                 if found is None:
                     continue
                 at = place + shift
                 if found.interval is not None:
-                    axes.plot([100 * end for end in found.interval], [at, at], color=COLOURS[reference], lw=1.4)
-                axes.plot([100 * found.value], [at], "o", color=COLOURS[reference], ms=4)
-        axes.set_yticks(range(len(arms)), [LABELS[arm] for arm in arms] if axes is panels[0] else [""] * len(arms))
+                    axes.plot([100 * end for end in found.interval], [at, at], color=colour(results, reference), lw=1.4)
+                axes.plot([100 * found.value], [at], "o", color=colour(results, reference), ms=4)
+        axes.set_yticks(range(len(arms)), map(results.label, arms) if axes is panels[0] else [""] * len(arms))
         axes.set_title(NAMES[metric], fontsize=9)
         axes.set_xlabel("points", fontsize=8)
-    for reference in REFERENCES:
-        panels[0].plot([], [], "o-", color=COLOURS[reference], ms=4, label=f"less {LABELS[reference]}")
+    for reference in results.references:
+        panels[0].plot([], [], "o-", color=colour(results, reference), ms=4, label=f"less {results.label(reference)}")
     figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     return _save(figure, folder / f"{results.name}-differences.png")
 
@@ -99,7 +109,7 @@ def lambda_png(results: Results, folder: Path) -> Path:
             axes.plot(*zip(*line, strict=True), color="#0b6fb8", lw=1.2, label="mean over seeds")
         for arm, style in (("clip", "--"), (TWICE, ":")):
             if estimate := results.estimate(arm, metric):
-                axes.axhline(100 * estimate.mean, color=COLOURS[arm], lw=1.2, ls=style, label=LABELS[arm])
+                axes.axhline(100 * estimate.mean, color=COLOURS[arm], lw=1.2, ls=style, label=results.label(arm))
         axes.set_title(NAMES[metric], fontsize=9)
         axes.set(xlabel="λ", ylabel="%" if axes is panels[0] else "", ylim=(0, None))
     handles, labels = panels[0].get_legend_handles_labels()

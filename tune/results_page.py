@@ -9,9 +9,8 @@ from statistics import fmean, stdev
 
 from ito_ray.errors import DataError
 from tune.judging import Difference, Estimate
-from tune.results import REFERENCES, Results, read_results
+from tune.results import Results, read_results
 from tune.results_figures import NAMES, SHARES, curves_png, differences_png, lambda_png
-from tune.studies import LABELS
 
 GEOMETRY = (
     "geometry/modality_gap",
@@ -60,13 +59,13 @@ def made(results: Results, images: Path, folder: str) -> str:
     parts = [
         _scope(results),
         _tests(results),
-        *(_differences(results, reference) for reference in REFERENCES if reference in results.arms),
+        *(_differences(results, reference) for reference in results.references),
         _figure(
             differences_png(results, images),
             folder,
-            "Differences to alignment only, to CLIP, and to CLIP with twice the steps, with intervals",
+            f"Differences to {', '.join(map(results.label, results.references))}, with intervals",
         ),
-        _figure(lambda_png(results, images), folder, "Test scores by λ"),
+        _figure(lambda_png(results, images), folder, "Test scores by λ") if "align" in results.arms else "",
         _courses(results),
         _figure(curves_png(results, images), folder, "Validation score and modality gap over training"),
         _geometry(results),
@@ -91,7 +90,7 @@ def _tests(results: Results) -> str:
     rows = [["chance", "", *(_chance(results, metric) for metric in results.headline)]]
     for arm in results.arms:
         cells = [_estimate(results.estimate(arm, metric), metric) for metric in results.headline]
-        rows.append([LABELS[arm], str(len(results.of(arm))), *cells])
+        rows.append([results.label(arm), str(len(results.of(arm))), *cells])
     header = ["arm", "seeds", *(f"{NAMES[metric]}, %" for metric in results.headline)]
     return "Test sets, mean ± standard deviation over seeds:\n\n" + _table(header, rows)
 
@@ -110,11 +109,11 @@ def _differences(results: Results, reference: str) -> str:
     for arm in results.arms:
         if arm != reference:
             cells = [_difference(results.difference(arm, reference, metric)) for metric in results.headline]
-            rows.append([LABELS[arm], *cells])
+            rows.append([results.label(arm), *cells])
     header = ["arm", *(NAMES[metric] for metric in results.headline)]
     words = (
-        f"Less {LABELS[reference]}, seed by seed, in points, with the 95 % interval over seeds (Student's t; bold: "
-        "0 lies outside):"
+        f"Less {results.label(reference)}, seed by seed, in points, with the 95 % interval over seeds (Student's t; "
+        "bold: 0 lies outside):"
     )
     return f"{words}\n\n" + _table(header, rows)
 
@@ -125,7 +124,7 @@ def _courses(results: Results) -> str:
         courses = results.courses(arm)
         rows.append(
             [
-                LABELS[arm],
+                results.label(arm),
                 _spread([100 * one.best for one in courses]),
                 _spread([100 * one.at for one in courses], digits=0),
                 _spread([100 * one.last for one in courses]),
@@ -141,21 +140,24 @@ def _geometry(results: Results) -> str:
     metrics = [metric for metric in GEOMETRY if results.tested(results.arms[0], metric)]
     if not metrics:
         return ""
-    rows = [[LABELS[arm], *(_estimate(results.estimate(arm, one), one) for one in metrics)] for arm in results.arms]
+    rows = []
+    for arm in results.arms:
+        rows.append([results.label(arm), *(_estimate(results.estimate(arm, one), one) for one in metrics)])
     return "Geometry on the test pairs:\n\n" + _table(["arm", *(NAMES[metric] for metric in metrics)], rows)
 
 
 def _cost(results: Results) -> str:
-    first = results.step_cpu("clip")
-    base = results.effort("clip")
+    unit = results.comparison.cost
+    first, base = results.step_cpu(unit), results.effort(unit)
     rows = []
     for arm in results.arms:
         effort, cpu = results.effort(arm), results.step_cpu(arm)
-        row = [LABELS[arm], f"{effort.steps:,}", f"{effort.images:,}", f"{effort.captions:,}"]
+        row = [results.label(arm), f"{effort.steps:,}", f"{effort.images:,}", f"{effort.captions:,}"]
         row += [f"{cpu:.3f}", f"{cpu * effort.steps / 60:.1f}"] if cpu else ["–", "–"]
         row.append(f"{cpu * effort.steps / (first * base.steps):.2f}" if cpu and first else "–")
         rows.append(row)
-    header = ["arm", "steps", "images encoded", "captions encoded", "CPU-s a step", "CPU-min a run", "× CLIP's run"]
+    header = ["arm", "steps", "images encoded", "captions encoded", "CPU-s a step", "CPU-min a run"]
+    header.append(f"× {results.label(unit)}")
     words = "Cost of training, CPU time of the training processes (decoding and augmenting not counted):"
     return f"{words}\n\n" + _table(header, rows)
 

@@ -16,43 +16,15 @@ from ito_ray.config.load import overlay
 from ito_ray.config.recipes import icons_cpu
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError, DataError, did_you_mean
+from tune.arms import PAPER, VARIANTS, Comparison
 from tune.axes import Changes, apply
 
-LAMBDAS = (1.0, 2.0, 4.0, 6.0)
-"""λ of the arms with fusion; the paper shows 0, 2 and 6."""
 RETRIEVAL = tuple(f"heldout/r{k}_{way}" for way in ("image_to_text", "text_to_image") for k in (1, 5))
-TWICE = "clip_twice"
-LABELS = {
-    "clip": "CLIP",
-    TWICE: "CLIP, twice the steps",
-    "siglip": "SigLIP",
-    "align": "alignment only, λ = 0",
-    **{f"ito_{weight:g}": f"ITO, λ = {weight:g}" for weight in LAMBDAS},
-}
-
-
 SMALL: Changes = {
     "model.image.size": 32,
     "model.image.kwargs": {**icons_cpu().model.image.kwargs, "output_stride": 16},
 }
 """Of the quick studies: a stride of 16 instead of 32, so that the fusion has as many image tokens as at 48 px."""
-
-
-def arms(base: Config) -> dict[str, Changes]:
-    """The paper's ablation, as changes of a recipe that trains ITO.
-
-    All take the same number of steps over the same batches, but for `clip_twice`, which takes twice as many: as many
-    images go through its image tower as through that of an arm with two views.
-    """
-    clip: Changes = {"method.name": "clip", "data.views.count": 1}
-    longer = {"train.steps": 2 * base.train.steps, "optim.warmup_steps": 2 * base.optim.warmup_steps}
-    return {
-        "clip": clip,
-        TWICE: {**clip, **longer},
-        "siglip": {"method.name": "siglip", "data.views.count": 1},
-        "align": {"method.fusion_weight": 0.0},
-        **{f"ito_{weight:g}": {"method.fusion_weight": weight} for weight in LAMBDAS},
-    }
 
 
 @dataclass(frozen=True)
@@ -68,11 +40,12 @@ class Study:
     """Test metrics that the figures show, shares."""
     prepare: tuple[str, ...]
     """The commands that make the data; FOLDER is where."""
+    comparison: Comparison = PAPER
 
     @property
     def arms(self) -> dict[str, Changes]:
         """Changes of `base` by the arm's name."""
-        return arms(self.base)
+        return self.comparison.arms(self.base)
 
     def changed(self, changes: Changes) -> Study:
         """With another base, e.g. fewer steps.
@@ -81,6 +54,10 @@ class Study:
             ConfigError: unknown fields, or values that do not fit.
         """
         return replace(self, base=apply(self.base, changes, source=f"study {self.name}"))
+
+    def named(self, name: str) -> Study:
+        """The same under another name."""
+        return replace(self, name=name, base=self.base.model_copy(update={"name": name}))
 
     def require_data(self, folder: Path) -> None:
         """
@@ -113,6 +90,14 @@ def icons_quick(folder: Path) -> Study:
     """
     prepare = "--names tested --per-drawing 8"
     return _icons("icons_quick", folder, steps=160, warmup=50, every=32, prepare=prepare).changed(SMALL)
+
+
+def icons_variants(folder: Path) -> Study:
+    """Variants of ITO on the data of `icons_quick`: read-outs, depth, captions, and what is ours.
+
+    python -m tune.ablation run icons_variants --data demo/ablation/icons_quick
+    """
+    return replace(icons_quick(folder), comparison=VARIANTS).named("icons_variants")
 
 
 def _icons(name: str, folder: Path, *, steps: int, warmup: int, every: int, prepare: str) -> Study:
@@ -152,6 +137,14 @@ def emoji_quick(folder: Path) -> Study:
     python -m tune.ablation run emoji_quick --data demo/ablation/emoji
     """
     return _emoji("emoji_quick", folder, steps=240, warmup=60, every=40).changed(SMALL)
+
+
+def emoji_variants(folder: Path) -> Study:
+    """Variants of ITO on emoji.
+
+    python -m tune.ablation run emoji_variants --data demo/ablation/emoji
+    """
+    return replace(emoji_quick(folder), comparison=VARIANTS).named("emoji_variants")
 
 
 def _emoji(name: str, folder: Path, *, steps: int, warmup: int, every: int) -> Study:
@@ -205,6 +198,7 @@ def _base(name: str, train: list[Path], heldout: list[Any], *, steps: int, warmu
         {
             "name": name,
             "data": {"train": tuple(map(str, train)), "heldout": tuple(map(str, heldout))},
+            "method": {"fusion": {"caption_drop": 0.0}},  # the paper's; an arm may change it
             "optim": {"warmup_steps": warmup},
             # One rank of one thread: two trials side by side keep both cores busy, and nobody waits for a gather.
             "train": {"steps": steps, "workers": 1, "log_every": 20, "checkpoint_every": 200},
@@ -215,7 +209,8 @@ def _base(name: str, train: list[Path], heldout: list[Any], *, steps: int, warmu
 
 
 STUDIES: dict[str, Callable[[Path], Study]] = {
-    study.__name__: study for study in (icons, icons_quick, emoji, emoji_quick, clipart, clipart_quick)
+    study.__name__: study
+    for study in (icons, icons_quick, icons_variants, emoji, emoji_quick, emoji_variants, clipart, clipart_quick)
 }
 
 

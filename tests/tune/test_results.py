@@ -13,11 +13,12 @@ from scipy import stats
 from ito_ray.errors import DataError
 from tests.tune.books import finished_sweep
 from tune.ablation import main
+from tune.arms import BASE, PAPER, TWICE, VARIANTS
 from tune.book import Book, Job
 from tune.judging import paired_difference
 from tune.results import Results, note_name, read_results
 from tune.results_page import marks, write_page
-from tune.studies import LABELS, TWICE, study
+from tune.studies import study
 from tune.study_run import settings
 
 SEEDS = (0, 1, 2)
@@ -27,13 +28,13 @@ TOP1 = "zero_shot/top1"
 
 def _score(arm: str, seed: int) -> float:
     """A seed lifts all arms alike, so differences vary less than scores."""
-    place = list(LABELS).index(arm)
+    place = [*PAPER.labels, *VARIANTS.labels].index(arm)
     return 0.2 + 0.01 * place + 0.05 * seed + 0.001 * ((seed * 7 + place * 3) % 5)
 
 
-def _fill(path: Path) -> Path:
-    """A quick icons study whose last arm was not measured with the last seed."""
-    chosen = study("icons_quick", Path("data"))
+def _fill(path: Path, name: str = "icons_quick") -> Path:
+    """A study; `ito_6` was not measured with the last seed."""
+    chosen = study(name, Path("data"))
     full = chosen.base.train.steps
     with Book(path / "book.jsonl") as book:
         book.open_session(settings(chosen))
@@ -112,7 +113,7 @@ def test_one_seed_of_two_arms_makes_a_page(tmp_path: Path) -> None:
     with Book(tmp_path / "book.jsonl") as book:
         book.open_session(settings(chosen))
         for point in (1, 4):
-            key = book.started(Job(point, 0, "study", chosen.arms[[*LABELS][point - 1]])).job.key
+            key = book.started(Job(point, 0, "study", chosen.arms[[*PAPER.labels][point - 1]])).job.key
             book.evaluated(key, 800, {R1: 0.1, "heldout/r1_text_to_image": 0.2}, "", "finished")
             book.note(note_name(key), dict.fromkeys(chosen.headline, 0.1))
     page = tmp_path / "page.md"
@@ -135,3 +136,15 @@ def test_refusals(tmp_path: Path) -> None:
         book.open_session(settings(study("emoji", Path("data"))))
         with pytest.raises(DataError, match="no run was measured"):
             read_results(tmp_path / "new")
+
+
+def test_variants_are_compared_with_the_recipe(tmp_path: Path) -> None:
+    found = read_results(_fill(tmp_path / "icons_variants", "icons_variants"))
+    assert found.arms == tuple(VARIANTS.labels) and found.references == (BASE,)
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(marks("icons_variants")), encoding="utf-8")
+    write_page(tmp_path / "icons_variants", page, tmp_path)
+    text = page.read_text("utf-8")
+    assert text.count("Less ITO, λ = 2, seed by seed") == 1 and "Less CLIP" not in text
+    assert all(f"| {label} | 3 |" in text for label in VARIANTS.labels.values())
+    assert "| × ITO, λ = 2 |" in text and "lambda.png" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ito_ray.errors import DataError
 from ito_ray.losses.contrastive import info_nce
 from tests.tiny import random_batch, tiny_config, tiny_method
 from tune.ablation import Run, checked, main
+from tune.arms import BASE, PAPER, TWICE, VARIANTS
 from tune.axes import apply
 from tune.parent import fields
-from tune.studies import LABELS, STUDIES, TWICE, arms, study
+from tune.studies import STUDIES, study
 
 FOLDER = Path("data")
 VIEWS = "data.views.count"
@@ -30,10 +32,25 @@ def _differing(name: str, arm: str) -> dict[str, Any]:
     return {field: mine[field] for field in base if mine[field] != base[field]}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+OF_THE_PAPER = [name for name in STUDIES if study(name, FOLDER).comparison is PAPER]
+OF_VARIANTS = [name for name in STUDIES if name not in OF_THE_PAPER]
+
+
+@pytest.mark.parametrize("name", OF_VARIANTS)
+def test_variants_are_the_recipe_but_for_one_thing(name: str) -> None:
+    arms = study(name, FOLDER).arms
+    assert list(arms) == list(VARIANTS.labels)
+    assert _differing(name, BASE) == {} and study(name, FOLDER).base.name == name
+    for arm in arms:
+        changed = {} if arm == BASE else json.loads(json.dumps(arms[arm]))
+        assert _differing(name, arm) == changed, "each change is one, and says all"
+    assert study(name, FOLDER).changed({"method.fusion_weight": 7.0}).arms[BASE] == {"method.fusion_weight": 2.0}
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_arms_differ_in_what_they_claim_and_in_nothing_else(name: str) -> None:
     base = study(name, FOLDER).base
-    assert list(study(name, FOLDER).arms) == list(LABELS)
+    assert list(study(name, FOLDER).arms) == list(PAPER.labels)
     assert (base.method.name, base.data.views.count, base.method.fusion_weight) == ("ito", 2, 2.0)
     assert _differing(name, "clip") == {"method.name": "clip", VIEWS: 1}
     assert _differing(name, "siglip") == {"method.name": "siglip", VIEWS: 1}
@@ -74,7 +91,7 @@ def test_the_base_can_be_changed_and_the_longer_arm_follows() -> None:
     chosen = study("icons_quick", FOLDER).changed({"train.steps": 50, "optim.warmup_steps": 10})
     assert chosen.base.train.steps == 50
     assert (chosen.arms[TWICE]["train.steps"], chosen.arms[TWICE]["optim.warmup_steps"]) == (100, 20)
-    assert arms(chosen.base)["clip"] == {"method.name": "clip", VIEWS: 1}
+    assert chosen.arms["clip"] == {"method.name": "clip", VIEWS: 1}
 
 
 def test_absent_data_are_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
