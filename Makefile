@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Two processes, each with a Ray of its own; files in the order that tests/conftest.py gives.
+TWO_BY_FILE := -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo demo-long submit test test-fast lint format audit clean
+.PHONY: help demo demo-long submit test test-cluster test-fast lint format audit clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -28,9 +30,12 @@ demo-long: $(STAMP) ## the same with five times as many steps
 submit: $(STAMP) ## a pipeline on the cluster of RAY_API_SERVER_ADDRESS: make submit ARGS='train --recipe …' [JOB=--no-wait]
 	@$(BIN)/ray job submit --working-dir . --runtime-env-json '{"excludes": ["docs", "tests"]}' $(JOB) -- python -m pipelines.$(ARGS)
 
-test: lint       ## what CI runs: formatting, types, import rules, all tests
+test: lint       ## formatting, types, import rules, all tests but those of test-cluster
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
-	@$(BIN)/python -m pytest -m slow -q --durations=15 -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m 'slow and not cluster' $(TWO_BY_FILE)
+
+test-cluster: $(STAMP) ## whole sweeps, several nodes, faults: the rest of what CI runs
+	@$(BIN)/python -m pytest -m cluster $(TWO_BY_FILE)
 
 test-fast: $(STAMP) ## the tests that start no Ray, server or process
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8

@@ -33,7 +33,7 @@ from ito_ray.training.state import read_state
 from tests.runtime.recorded import recording
 from tests.runtime.shards import small_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 STEPS, EVERY = 40, 5
 PACE = 0.1
 

@@ -334,6 +334,7 @@ def test_a_change_of_size_is_a_line() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
     """One node for ranks, then two, then one: the same batch and rate, every sample of a pass once, one curve."""
     command = [sys.executable, "-m", "tests.runtime.elastic_child", str(tmp_path)]

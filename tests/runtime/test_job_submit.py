@@ -28,7 +28,7 @@ from ito_ray.training.state import read_state
 from pipelines.command import LOG_WIDTH
 from tests.runtime.shards import small_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 2000
 

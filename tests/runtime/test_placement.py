@@ -12,6 +12,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_blocks_and_ranks_are_where_they_were_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.runtime.placement_child", str(tmp_path / "data")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -141,6 +141,7 @@ def test_a_shard_that_vanishes_is_dropped_as_such_and_the_rest_goes_on(tmp_path:
     assert len(rows) == 24 and "part-002.tar" in rows[0]["detail"]
 
 
+@pytest.mark.cluster
 def test_a_run_of_more_entries_than_one_stream_holds_goes_on_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

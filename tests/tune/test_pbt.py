@@ -17,7 +17,7 @@ from tests.runtime.shards import small_config
 from tests.tune.sweep_process import start_search
 from tune.book import Book, Trial
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 STEPS, EVERY = 8, 4
 NAME = "small-ito_lambda"
 RECIPE, MEMBER = "p000-s9", "p001-s9"

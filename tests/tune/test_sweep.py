@@ -15,7 +15,7 @@ from tests.runtime.shards import small_config, write_shards
 from tests.tune.sweep_process import start_search
 from tune.book import TEST, Book
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 BOOK = "book.jsonl"
 STEPS, EVERY = 12, 4
 NAME = "small-ito_lambda"
