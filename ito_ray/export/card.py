@@ -55,10 +55,15 @@ def training_facts(cfg: Config, steps: int) -> dict[str, str]:
     """The settings that a card names, and how many steps the weights have seen."""
     method = cfg.method
     weight = f", fusion weight {method.fusion_weight:g}" if method.name == "ito" else ""
+    if weight and method.fusion_weight:
+        drop = method.fusion.caption_drop
+        weight += f" ({method.fusion_schedule})" if method.fusion_schedule != "constant" else ""
+        weight += f", {100 * drop:g} % of captions hidden from the fusion" if drop else ""
+        weight += ", a fusion temperature of its own" if method.fusion.temperature == "own" else ""
     return {
         "method": f"{method.name}{weight}, {cfg.data.views.count} views, {cfg.data.captions} captions a sample",
         "steps": f"{steps:,} of {cfg.train.global_batch:,} pairs",
-        "optimiser": f"AdamW, learning rate {cfg.optim.lr:g}, weight decay {cfg.optim.weight_decay:g}",
+        "optimiser": f"{cfg.optim.name}, learning rate {cfg.optim.lr:g}, weight decay {cfg.optim.weight_decay:g}",
         "precision": cfg.train.precision,
         "seed": str(cfg.train.seed),
     }

@@ -82,6 +82,11 @@ def test_the_settings_of_a_recipe() -> None:
     assert facts["steps"] == "310 of 128 pairs"
     clip = overlay(icons_cpu(), {"method": {"name": "clip"}, "data": {"views": {"count": 1}}}, source="test")
     assert training_facts(clip, 310)["method"] == "clip, 1 views, 1 captions a sample"
+    ours = {"fusion_schedule": "falling", "fusion": {"caption_drop": 0.25, "temperature": "own"}}
+    changed = overlay(icons_cpu(), {"method": ours, "optim": {"name": "lion"}}, source="test")
+    facts = training_facts(changed, 310)
+    assert "2 (falling), 25 % of captions hidden from the fusion, a fusion temperature of its own" in facts["method"]
+    assert facts["optimiser"].startswith("lion, ")
 
 
 @pytest.mark.parametrize(
