@@ -63,7 +63,7 @@ def made(results: Results, images: Path, folder: str) -> str:
         _figure(
             differences_png(results, images),
             folder,
-            f"Differences to {', '.join(map(results.label, results.references))}, with intervals",
+            f"Differences to {'; '.join(map(results.label, results.references))}, with intervals",
         ),
         _figure(lambda_png(results, images), folder, "Test scores by λ") if "align" in results.arms else "",
         _courses(results),
