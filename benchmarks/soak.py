@@ -1,0 +1,266 @@
+"""Hit a long training run again and again, each time when it has recovered, and prove at its end that all is there.
+
+    python -m benchmarks.soak                       # each of the faults that a run survives by itself 20 times
+    python -m benchmarks.soak --quick               # once
+    python -m benchmarks.soak --fault "controller killed" --times 5 --json soak.json
+
+A fault does not cost a run of its own, as in benchmarks.chaos, and it meets a run that has been through others. They
+come in a drawn order, in runs of at most 35. Recovered means: there is a checkpoint of a step that those who were
+hit had not reached. The next fault hits some drawn steps later. Survived means recovered, and the run proven at its end
+as in benchmarks.chaos.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.command import Command
+from benchmarks.faults import INSIDE, Scene, newest_step, redone, seconds_lost
+from benchmarks.proof import TOLERANCE, curve, last_loss, problems_at_end, spread
+from ito_ray.errors import ConfigError
+from ito_ray.runtime.shelf import step_of
+from pipelines.command import exit_code
+
+EVERY = 8
+"""Steps between two checkpoints."""
+HITS_A_RUN = 35
+STEPS_A_HIT = 14
+"""Eight or sixteen, by where between two checkpoints the fault hits: eleven on average."""
+WITHOUT_RESTART = ("data worker killed",)
+"""Faults after which the ranks just go on."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to try, and how often."""
+
+    fault: tuple[str, ...] = ()
+    """Names of faults; all when there is none."""
+    times: int = 20
+    quick: bool = False
+    """Each fault once."""
+    seed: int = 0
+    """Of their order and moments."""
+    json: Path | None = None
+    """Also write the numbers there, after each run."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault that is to come."""
+
+    fault: str
+    after: int
+    """Steps since the run has recovered from the one before."""
+
+
+@dataclass
+class Hit:
+    """A fault that came."""
+
+    fault: str
+    moment: float
+    step: int
+    recovered: bool = False
+    redone: int = 0
+    seconds_lost: float = float("nan")
+
+
+@dataclass
+class Soaked:
+    """A run that has ended."""
+
+    steps: int
+    hits: list[Hit]
+    loss: float
+    undisturbed: float
+    problems: list[str] = field(default_factory=list)
+
+
+def plan(faults: Sequence[str], times: int, seed: int) -> list[Planned]:
+    """Each fault so many times, in a drawn order, at drawn distances."""
+    draw = random.Random(seed)
+    order = [fault for fault in faults for _ in range(times)]
+    draw.shuffle(order)
+    return [Planned(fault, draw.randint(1, EVERY)) for fault in order]
+
+
+def steps_for(hits: int) -> int:
+    """Steps of a run that is hit so often: two checkpoints before the first, room to recover from the last."""
+    return 4 * EVERY + hits * STEPS_A_HIT
+
+
+def account(record: Path, hits: Sequence[Hit]) -> None:
+    """What each cost, by what the ranks recorded until the next."""
+    for hit, before in zip(hits, [*(one.moment for one in hits[1:]), float("inf")], strict=True):
+        hit.redone = redone(record, hit.moment, before)
+        hit.seconds_lost = seconds_lost(record, hit.moment, before)
+
+
+def _recovers(command: Command, scene: Scene, hit: Hit, known: set[Path]) -> None:
+    """Wait for a checkpoint of a step that those who were hit had not reached; `known` are their records."""
+
+    def recovered() -> bool:
+        reached = hit.step if hit.fault in WITHOUT_RESTART else newest_step(known)
+        newest = scene.newest()
+        return newest is not None and step_of(newest) > reached
+
+    command.wait(recovered, f"a new checkpoint after {hit.fault!r} at step {hit.step}")
+    hit.recovered = True
+
+
+def hit_again(
+    command: Command,
+    planned: Sequence[Planned],
+    draw: random.Random,
+    hits: list[Hit],
+    tell: Callable[[Hit, float], None],
+) -> None:
+    """Hit the run until all faults have come, or its end is too near to recover from another.
+
+    Args:
+        hits: gets each fault when it comes; the last has not recovered if this raises.
+        tell: called after each with the seconds until the run had recovered.
+    """
+    scene = command.scene(draw)
+    room = command.cfg.train.steps - 2 * EVERY
+
+    def stands() -> bool:
+        newest = scene.newest()
+        return newest is not None and step_of(newest) >= 2 * EVERY
+
+    command.wait(stands, "the first two checkpoints")
+    for one in planned:
+        step = scene.step() + one.after
+        if step > room:
+            return
+        command.wait(partial(_reached, scene, step), f"step {step}")
+        command.note_descendants()
+        known, moment = set(command.record.glob("*.jsonl")), time.time()
+        INSIDE[one.fault](scene)
+        hits.append(Hit(one.fault, moment, scene.step()))
+        _recovers(command, scene, hits[-1], known)
+        command.note_descendants()
+        tell(hits[-1], time.time() - moment)
+
+
+def _reached(scene: Scene, step: int) -> bool:
+    return scene.step() >= step
+
+
+def soak(folder: Path, planned: Sequence[Planned], seed: int, tell: Callable[[Hit, float], None]) -> Soaked:
+    """One run with as many of the faults as it has steps for."""
+    train = {"steps": steps_for(len(planned)), "checkpoint_every": EVERY, "keep_checkpoints": 3}
+    undisturbed, problems = _to_its_end(Command(folder / "undisturbed", {}, {"train": train}, pace=0.0), lambda _: None)
+    hits: list[Hit] = []
+    command = Command(folder / "run", {}, {"train": {**train, "max_failures": len(planned)}})
+    loss, more = _to_its_end(command, lambda command: hit_again(command, planned, random.Random(seed), hits, tell))
+    account(command.record, hits)
+    if abs(loss - undisturbed) > TOLERANCE:
+        more.append(f"loss {loss:.3f}, undisturbed {undisturbed:.3f}")
+    return Soaked(command.cfg.train.steps, hits, loss, undisturbed, [*problems, *more])
+
+
+def _to_its_end(command: Command, while_it_runs: Callable[[Command], None]) -> tuple[float, list[str]]:
+    """Its last loss, and what is wrong with it."""
+    try:
+        command.start()
+        while_it_runs(command)
+        command.ends_well()
+        return last_loss(curve(command)), problems_at_end(command)
+    except (RuntimeError, TimeoutError, AssertionError, ValueError) as error:
+        return float("nan"), [f"{type(error).__name__}: {error}"]
+    finally:
+        command.kill()
+
+
+def run(arguments: Arguments, console: Console) -> int:
+    """0 when everything was survived."""
+    unknown = [name for name in arguments.fault if name not in INSIDE]
+    if unknown:
+        raise ConfigError(f"--fault {unknown[0]!r} is none of {', '.join(map(repr, INSIDE))}.")
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every list that it reads
+    planned = plan(arguments.fault or tuple(INSIDE), 1 if arguments.quick else arguments.times, arguments.seed)
+    scratch = Path(tempfile.mkdtemp(prefix="ito-soak-"))
+    runs: list[Soaked] = []
+    tell = _Progress(len(planned), console)
+    while left := planned[sum(len(one.hits) for one in runs) :]:
+        console.print(f"run {len(runs) + 1}: {len(left[:HITS_A_RUN])} of {len(left)} faults, after one undisturbed")
+        one = soak(scratch / str(len(runs)), left[:HITS_A_RUN], arguments.seed + len(runs), tell)
+        runs.append(one)
+        console.print(
+            f"run {len(runs)}: {one.steps} steps, {len(one.hits)} faults, loss {one.loss:.3f}, "
+            f"undisturbed {one.undisturbed:.3f}: {'; '.join(one.problems) or 'proven'}",
+            soft_wrap=True,
+        )
+        if arguments.json:
+            arguments.json.write_text(json.dumps([asdict(each) for each in runs], indent=1), encoding="utf-8")
+        if not one.hits:
+            break
+    console.print(table(runs))
+    if any(one.problems for one in runs):
+        console.print(f"The runs' folders are in {scratch}.", soft_wrap=True)
+        return 1
+    shutil.rmtree(scratch)
+    return 0
+
+
+class _Progress:
+    """A line after each fault, with the time left."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console, self._made, self._first = total, console, 0, 0.0
+
+    def __call__(self, hit: Hit, seconds: float) -> None:
+        self._made += 1
+        self._first = self._first or hit.moment
+        left = (time.time() - self._first) / self._made * (self._total - self._made)
+        self._console.print(
+            f"{self._made} of {self._total}: {hit.fault} at step {hit.step}, recovered after {seconds:.0f} s; "
+            f"about {left / 60:.0f} min left",
+            soft_wrap=True,
+        )
+
+
+def table(runs: Sequence[Soaked]) -> Table:
+    """Fault by fault."""
+    found = Table("fault", "tried", "survived", "steps redone", "seconds lost: median", "most", box=None)
+    for name in INSIDE:
+        mine = [(hit, not one.problems) for one in runs for hit in one.hits if hit.fault == name]
+        if not mine:
+            continue
+        seconds = [hit.seconds_lost for hit, _ in mine]
+        found.add_row(
+            name,
+            str(len(mine)),
+            str(sum(proven and hit.recovered for hit, proven in mine)),
+            spread([float(hit.redone) for hit, _ in mine], 0),
+            f"{statistics.median(seconds):.1f}",
+            f"{max(seconds):.1f}",
+        )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    parsed = tyro.cli(Arguments, prog="python -m benchmarks.soak", description=__doc__, args=arguments)
+    return exit_code(lambda: run(parsed, Console(highlight=False, width=140)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
