@@ -20,11 +20,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import psutil
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -163,28 +164,43 @@ def _reached(scene: Scene, step: int) -> bool:
     return scene.step() >= step
 
 
-def soak(folder: Path, planned: Sequence[Planned], seed: int, tell: Callable[[Hit, float], None]) -> Soaked:
+@dataclass(frozen=True)
+class End:
+    """How a run ended."""
+
+    loss: float
+    problems: list[str]
+
+
+def train(steps: int, failures: int) -> dict[str, Mapping[str, object]]:
+    """The run's section of that name."""
+    section = {"steps": steps, "checkpoint_every": EVERY, "keep_checkpoints": 3, "max_failures": failures}
+    return {"train": section}
+
+
+def soak(
+    folder: Path, planned: Sequence[Planned], seed: int, undisturbed: End, tell: Callable[[Hit, float], None]
+) -> Soaked:
     """One run with as many of the faults as it has steps for."""
-    train = {"steps": steps_for(len(planned)), "checkpoint_every": EVERY, "keep_checkpoints": 3}
-    undisturbed, problems = _to_its_end(Command(folder / "undisturbed", {}, {"train": train}, pace=0.0), lambda _: None)
     hits: list[Hit] = []
-    command = Command(folder / "run", {}, {"train": {**train, "max_failures": len(planned)}})
-    loss, more = _to_its_end(command, lambda command: hit_again(command, planned, random.Random(seed), hits, tell))
+    command = Command(folder, {}, train(steps_for(len(planned)), failures=len(planned)))
+    end = _to_its_end(command, lambda: hit_again(command, planned, random.Random(seed), hits, tell))
     account(command.record, hits)
-    if abs(loss - undisturbed) > TOLERANCE:
-        more.append(f"loss {loss:.3f}, undisturbed {undisturbed:.3f}")
-    return Soaked(command.cfg.train.steps, hits, loss, undisturbed, [*problems, *more])
+    problems = [*undisturbed.problems, *end.problems]
+    if abs(end.loss - undisturbed.loss) > TOLERANCE:
+        problems.append(f"loss {end.loss:.3f}, undisturbed {undisturbed.loss:.3f}")
+    return Soaked(command.cfg.train.steps, hits, end.loss, undisturbed.loss, problems)
 
 
-def _to_its_end(command: Command, while_it_runs: Callable[[Command], None]) -> tuple[float, list[str]]:
-    """Its last loss, and what is wrong with it."""
+def _to_its_end(command: Command, while_it_runs: Callable[[], None] = lambda: None) -> End:
+    """Give the command, and say what is wrong with what became of it."""
     try:
         command.start()
-        while_it_runs(command)
+        while_it_runs()
         command.ends_well()
-        return last_loss(curve(command)), problems_at_end(command)
-    except (RuntimeError, TimeoutError, AssertionError, ValueError) as error:
-        return float("nan"), [f"{type(error).__name__}: {error}"]
+        return End(last_loss(curve(command)), problems_at_end(command))
+    except (RuntimeError, TimeoutError, AssertionError, ValueError, OSError, psutil.Error) as error:
+        return End(float("nan"), [f"{type(error).__name__}: {error}"])
     finally:
         command.kill()
 
@@ -199,9 +215,16 @@ def run(arguments: Arguments, console: Console) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="ito-soak-"))
     runs: list[Soaked] = []
     tell = _Progress(len(planned), console)
+    undisturbed: dict[int, End] = {}
     while left := planned[sum(len(one.hits) for one in runs) :]:
-        console.print(f"run {len(runs) + 1}: {len(left[:HITS_A_RUN])} of {len(left)} faults, after one undisturbed")
-        one = soak(scratch / str(len(runs)), left[:HITS_A_RUN], arguments.seed + len(runs), tell)
+        share = left[:HITS_A_RUN]
+        steps = steps_for(len(share))
+        if steps not in undisturbed:
+            console.print(f"undisturbed: {steps} steps")
+            command = Command(scratch / f"undisturbed-{steps}", {}, train(steps, failures=0), pace=0.0)
+            undisturbed[steps] = _to_its_end(command)
+        console.print(f"run {len(runs) + 1}: {steps} steps, {len(share)} of {len(left)} faults")
+        one = soak(scratch / str(len(runs)), share, arguments.seed + len(runs), undisturbed[steps], tell)
         runs.append(one)
         console.print(
             f"run {len(runs)}: {one.steps} steps, {len(one.hits)} faults, loss {one.loss:.3f}, "
@@ -244,14 +267,15 @@ def table(runs: Sequence[Soaked]) -> Table:
         mine = [(hit, not one.problems) for one in runs for hit in one.hits if hit.fault == name]
         if not mine:
             continue
-        seconds = [hit.seconds_lost for hit, _ in mine]
+        recovered = [hit for hit, _ in mine if hit.recovered]
+        seconds = [hit.seconds_lost for hit in recovered]
         found.add_row(
             name,
             str(len(mine)),
             str(sum(proven and hit.recovered for hit, proven in mine)),
-            spread([float(hit.redone) for hit, _ in mine], 0),
-            f"{statistics.median(seconds):.1f}",
-            f"{max(seconds):.1f}",
+            spread([float(hit.redone) for hit in recovered], 0) if recovered else "",
+            f"{statistics.median(seconds):.1f}" if recovered else "",
+            f"{max(seconds):.1f}" if recovered else "",
         )
     return found
 
