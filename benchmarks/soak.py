@@ -42,6 +42,8 @@ EVERY = 8
 HITS_A_RUN = 35
 STEPS_A_HIT = 14
 """Eight or sixteen, by where between two checkpoints the fault hits: eleven on average."""
+LAST_SHARE = 5
+"""The mean loss of the last fifth of the steps is compared: ten of them would say little of a long run."""
 WITHOUT_RESTART = ("data worker killed",)
 """Faults after which the ranks just go on."""
 
@@ -198,7 +200,8 @@ def _to_its_end(command: Command, while_it_runs: Callable[[], None] = lambda: No
         command.start()
         while_it_runs()
         command.ends_well()
-        return End(last_loss(curve(command)), problems_at_end(command))
+        losses = curve(command)
+        return End(last_loss(losses, len(losses) // LAST_SHARE), problems_at_end(command))
     except (RuntimeError, TimeoutError, AssertionError, ValueError, OSError, psutil.Error) as error:
         return End(float("nan"), [f"{type(error).__name__}: {error}"])
     finally:
