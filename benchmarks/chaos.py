@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,38 +24,23 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
 import tyro
-from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import faults
 from benchmarks.chaos_nodes import NODE_FAULTS, Nodes
-from benchmarks.faults import Scene, until
-from ito_ray.config.load import overlay, to_yaml
-from ito_ray.config.schema import Config
+from benchmarks.command import Command
+from benchmarks.faults import Scene
+from benchmarks.proof import TOLERANCE, curve, last_loss, problems_at_end, spread
 from ito_ray.errors import ConfigError
-from ito_ray.runtime import trainer
-from ito_ray.runtime.preflight import plan_data
-from ito_ray.tracking.run import resolve_store
-from ito_ray.training.manifest import damage
 from pipelines.command import exit_code
-from tests.runtime.shards import small_config
 from tests.tracking.servers import free_port, kill, mlflow_server
 
-REPOSITORY = Path(__file__).parents[1]
-STEPS, EVERY, PACE = 60, 10, 0.25
+TRAIN = {"steps": 60, "checkpoint_every": 10, "keep_checkpoints": 3}
 EARLIEST, LATEST = 12, 48
 """Steps between which a fault hits."""
-LAST = 10
-"""Steps whose mean loss is compared."""
-TOLERANCE = 0.3
-"""Between the two: other batches after a resume, and steps of 16 pairs. Set by eye, not from runs of other seeds."""
 AWAY_SECONDS = 15.0
-LEAVE_SECONDS = 120.0
-"""For Ray's processes, which notice that their node is gone and end by themselves: long only on a busy machine."""
-LOSS = "train/loss/total"
 
 
 @dataclass(frozen=True)
@@ -89,88 +71,8 @@ class Tried:
     problems: list[str] = field(default_factory=list)
 
 
-class Command:
-    """The real command, with a record of what its ranks are given."""
-
-    def __init__(self, folder: Path, environment: Mapping[str, str], **changes: object) -> None:
-        self.folder, self.record = folder, folder / "record"
-        self.record.mkdir(parents=True)
-        train = {"steps": STEPS, "checkpoint_every": EVERY, "keep_checkpoints": 3}
-        self.cfg = small_config(folder, name="chaos", train=train)
-        self.cfg = overlay(self.cfg, dict(changes), source="benchmarks.chaos")
-        (folder / "config.yaml").write_text(to_yaml(self.cfg))
-        self._environment = {
-            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "HF_HUB_OFFLINE": "1",
-            **environment,
-        }
-        self.process: subprocess.Popen[bytes] | None = None
-        self._seen: set[psutil.Process] = set()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Give the command."""
-        words = [sys.executable, "-m", "tests.runtime.recorded", str(self.record), "0", str(PACE)]
-        words += ["--config", str(self.folder / "config.yaml")]
-        with (self.folder / "log.txt").open("ab") as log:
-            self.process = subprocess.Popen(words, cwd=REPOSITORY, stdout=log, stderr=log, env=self._environment)
-        return self.process
-
-    def ended(self) -> int:
-        """The exit code, once all that it has started is gone too."""
-        assert self.process is not None
-        started = self.process
-
-        def over() -> bool:
-            self._note_descendants()
-            return started.poll() is not None
-
-        until(over, "the command's end", 600, pause=1.0)
-        until(lambda: not any(map(_alive, self._seen)), "the end of all its processes", LEAVE_SECONDS)
-        return started.returncode
-
-    def _note_descendants(self) -> None:
-        assert self.process is not None
-        if self.process.poll() is None:
-            self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
-
-    def hit_at(self, step: int) -> Scene:
-        """The scene, as soon as that step is taken."""
-        assert self.process is not None
-        scene = Scene(self.cfg, self.record, self.process.pid, random.Random(step))
-
-        def reached() -> bool:
-            assert self.process is not None
-            if self.process.poll() is not None:
-                raise RuntimeError(
-                    f"the command ended with {self.process.returncode} before step {step}: {self.tail()}"
-                )
-            return scene.step() >= step
-
-        until(reached, f"step {step}", 600)
-        self._note_descendants()
-        return scene
-
-    def tail(self) -> str:
-        """The end of its log."""
-        return (self.folder / "log.txt").read_text(errors="replace")[-1500:]
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
 Fault = Callable[[Command, int], float]
 """Runs a command to its end with a fault at a step; when it hit. Raises what went wrong."""
-
-
-def _ends_well(command: Command) -> None:
-    code = command.ended()
-    if code:
-        raise RuntimeError(f"exit code {code}: {command.tail()}")
 
 
 def inside(hit: Callable[[Scene], object]) -> Fault:
@@ -181,7 +83,7 @@ def inside(hit: Callable[[Scene], object]) -> Fault:
         scene = command.hit_at(step)
         moment = time.time()
         hit(scene)
-        _ends_well(command)
+        command.ends_well()
         return moment
 
     return fault
@@ -200,7 +102,7 @@ def of_driver(number: signal.Signals, code: int, *, damaged: bool = False) -> Fa
         if damaged:
             faults.damage_newest(scene)
         command.start()
-        _ends_well(command)
+        command.ends_well()
         return moment
 
     return fault
@@ -223,8 +125,8 @@ def server_away(*, for_good: bool) -> Fault:
         with mlflow_server(command.folder, port):
             if for_good:
                 command.start()
-            _ends_well(command)
-            _curve(command)
+            command.ends_well()
+            curve(command)
         return moment
 
     return fault
@@ -242,24 +144,11 @@ FAULTS: dict[str, Fault] = {
 NAMES = (*FAULTS, *NODE_FAULTS)
 
 
-def _curve(command: Command) -> list[float]:
-    """The losses in MLflow by step, of the only run."""
-    uri = resolve_store(command.cfg.tracking.uri, command.cfg.output).uri
-    if uri.startswith("http"):
-        uri = f"sqlite:///{command.folder}/mlflow.db"
-    client = MlflowClient(uri)
-    (run,) = client.search_runs(["1"])
-    points = client.get_metric_history(run.info.run_id, LOSS)
-    if sorted(point.step for point in points) != list(range(1, STEPS + 1)) or run.info.status != "FINISHED":
-        raise RuntimeError(f"{len(points)} points in MLflow, run {run.info.status}")
-    return [point.value for point in sorted(points, key=lambda point: point.step)]
-
-
 def attempt(name: str, folder: Path, step: int) -> Tried:
     """Run the command with one fault."""
     with ExitStack() as stack:
         environment: dict[str, str] = {}
-        changes: dict[str, object] = {}
+        changes: dict[str, Mapping[str, object]] = {"train": TRAIN}
         if name.startswith("MLflow"):
             changes["tracking"] = {"uri": f"http://127.0.0.1:{free_port()}"}
         if name in NODE_FAULTS:
@@ -268,29 +157,19 @@ def attempt(name: str, folder: Path, step: int) -> Tried:
             fault = inside(lambda scene: NODE_FAULTS[name](nodes, scene))
         else:
             fault = FAULTS[name]
-        command = Command(folder / "run", environment, **changes)
+        command = Command(folder / "run", environment, changes)
         moment, problems, losses = 0.0, [], []
         try:
             moment = fault(command, step)
-            losses = _curve(command)
-            problems = _problems(command.cfg, command.record)
+            losses = curve(command)
+            problems = problems_at_end(command)
         except (RuntimeError, TimeoutError, AssertionError, ValueError) as error:
             problems = [f"{type(error).__name__}: {error}"]
         finally:
-            if command.process is not None and command.process.poll() is None:
-                command.process.kill()
-    loss = statistics.fmean(losses[-LAST:]) if losses else float("nan")
+            command.kill()
+    loss = last_loss(losses)
     lost = faults.seconds_lost(command.record, moment) if moment else float("nan")
     return Tried(name, step, faults.redone(command.record), lost, loss, problems)
-
-
-def _problems(cfg: Config, record: Path) -> list[str]:
-    told: list[str] = []
-    newest = trainer.latest_checkpoint(cfg, told.append)
-    if newest is None or told or damage(newest):
-        return [f"no good checkpoint at the end: {told}"]
-    passes = (STEPS - EVERY) * cfg.train.global_batch // 96
-    return faults.problems_of_samples(cfg, record, plan_data(cfg).plan, newest, passes)
 
 
 def run(arguments: Arguments, console: Console) -> int:
@@ -335,16 +214,11 @@ def _table(tried: Sequence[Tried]) -> Table:
             name,
             str(len(mine)),
             str(survived),
-            _range([float(one.redone) for one in mine], 0),
-            _range([one.seconds_lost for one in mine], 1),
-            _range([one.loss for one in mine], 2),
+            spread([float(one.redone) for one in mine], 0),
+            spread([one.seconds_lost for one in mine], 1),
+            spread([one.loss for one in mine], 2),
         )
     return table
-
-
-def _range(values: Sequence[float], digits: int) -> str:
-    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
-    return low if low == high else f"{low}–{high}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

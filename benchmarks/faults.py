@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -66,7 +67,7 @@ class Scene:
 
     def step(self) -> int:
         """The newest step that a rank took."""
-        return max((step for step, _ in given(self.record)), default=0)
+        return newest_step(self.record.glob("*.jsonl"))
 
     def newest(self) -> Path | None:
         """The newest registered checkpoint; the list's copy is whole at any time, unlike Ray's own."""
@@ -86,10 +87,15 @@ def until(found: Callable[[], T | None], what: str, patience: float = PATIENCE, 
     return value
 
 
+def ranks(scene: Scene) -> list[psutil.Process]:
+    """Those that train; the numbers of earlier ones may have been given to others since."""
+    recorded = {int(path.stem.rsplit("-", 1)[1]) for path in scene.record.glob("*.jsonl")}
+    return [process for process in scene.processes("ray::") if process.pid in recorded]
+
+
 def kill_training_worker(scene: Scene) -> None:
     """kill -9 of a rank."""
-    pids = [int(path.stem.rsplit("-", 1)[1]) for path in scene.record.glob("*.jsonl")]
-    os.kill(scene.draw.choice([pid for pid in pids if psutil.pid_exists(pid)]), 9)
+    scene.draw.choice(until(lambda: ranks(scene), "a rank")).kill()
 
 
 def kill_data_worker(scene: Scene) -> None:
@@ -130,10 +136,8 @@ def fill_disk(scene: Scene) -> None:
     """No rank can write a file as large as the weights any more; a new process can."""
     newest = until(scene.newest, "a checkpoint")
     limit = max(path.stat().st_size for path in newest.iterdir()) - 1
-    for path in scene.record.glob("*.jsonl"):
-        pid = int(path.stem.rsplit("-", 1)[1])
-        if psutil.pid_exists(pid):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))
+    for process in until(lambda: ranks(scene), "a rank"):
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
 
 
 INSIDE: dict[str, Callable[[Scene], object]] = {
@@ -167,21 +171,35 @@ def given(record: Path) -> Uids:
     return {(step, rank): uids for _, step, ranks, rank, uids in found if ranks == last[step]}
 
 
-def redone(record: Path) -> int:
-    """Steps that were taken again."""
-    times = Counter(step for _, step, _, rank, _ in lines(record) if rank == 0)
-    return sum(times.values()) - len(times)
+def newest_step(files: Iterable[Path]) -> int:
+    """The highest step that is last in any of the ranks' files."""
+    last = [
+        next((text for text in reversed(path.read_text().splitlines()) if text.endswith("}")), "") for path in files
+    ]
+    return max((int(json.loads(text)["step"]) for text in last if text), default=0)
 
 
-def seconds_lost(record: Path, hit: float) -> float:
+def redone(record: Path, since: float = 0.0, before: float = math.inf) -> int:
+    """Steps that were taken again, between two times."""
+    times: dict[int, list[float]] = {}
+    for moment, step, _, rank, _ in lines(record):
+        if rank == 0:
+            times.setdefault(step, []).append(moment)
+    return sum(since < moment <= before for taken in times.values() for moment in taken[1:])
+
+
+def seconds_lost(record: Path, hit: float, before: float = math.inf) -> float:
     """The longest pause in steps that had not been taken before, after the fault at time `hit`.
 
     A lost process may be missed some steps later only, and steps that are taken again are part of the pause.
+
+    Args:
+        before: time of the next fault.
     """
     first: dict[int, float] = {}
     for moment, step, *_ in lines(record):
         first.setdefault(step, moment)
-    times = [hit, *sorted(moment for moment in first.values() if moment > hit)]
+    times = [hit, *sorted(moment for moment in first.values() if hit < moment <= before)]
     return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)
 
 
