@@ -101,6 +101,11 @@ class OptunaSearcher:
         if params is not None:
             self.study.enqueue_trial(params)
             self.ask(point)
+            if isinstance(self.study.sampler, optuna.samplers.NSGAIISampler):
+                # Optuna asks the sampler nothing about a trial whose values are given, and it then has no generation.
+                asked = self.study.trials[self._asked[point].number]
+                generation = self.study.sampler.get_trial_generation(self.study, asked)
+                self.study.sampler.get_parent_population(self.study, generation)
 
 
 def new_study(objective: Objective) -> optuna.Study:
