@@ -15,7 +15,7 @@ from ito_ray.tracking.run import open_run
 from ito_ray.tracking.sweep import SWEEP
 from tests.tune.books import EVERY, FULL, OBJECTIVE, base, score, settings
 from tune.axes import Axis, Changes, Choice, Range, Space
-from tune.book import BASELINE, BOOK, Book, Job, Turn
+from tune.book import BASELINE, BOOK, Book, Job, State, Turn
 from tune.parent import fields
 from tune.searchers import OptunaSearcher
 from tune.spaces import WITH_FUSION
@@ -34,7 +34,7 @@ def _run(book: Book, job: Job, last: int = FULL) -> None:
     key = book.started(job).job.key
     weight = job.changes.get(LAMBDA, 2.0)
     for step in range(EVERY, last + 1, EVERY):
-        end = "finished" if step == FULL else "stopped" if step == last else "open"
+        end: State = "finished" if step == FULL else "stopped" if step == last else "open"
         book.evaluated(key, step, {"heldout/r1": score(weight, job.seed, step)}, "behind" * (end == "stopped"), end)
 
 
