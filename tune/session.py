@@ -265,7 +265,8 @@ class _Session:
             update={"name": "winner", "output": str(self.maker.folder), "tracking": tracking}
         )
         stages = Stages(self.stages.console, job.STAGES)
-        outcome = job.run(winner, recipe=self.options.recipe, stages=stages, verbose=self.options.verbose)
-        outcome.run.set_tags(self.maker.tags)
+        outcome = job.run(
+            winner, recipe=self.options.recipe, stages=stages, verbose=self.options.verbose, tags=self.maker.tags
+        )
         self.tracked.set_tags({"ito.registered": f"{outcome.registered.model_name}/{outcome.registered.version}"})
         return outcome.registered.uri
