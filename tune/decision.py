@@ -67,8 +67,8 @@ class Decision:
             if cheapest.point == BASELINE:
                 return f"Nothing that was tried scores higher than the recipe or has a smaller {self.against}."
             return (
-                f"Point {cheapest.point} has the highest score, {cheapest.score.mean:.4f}, and the smallest "
-                f"{self.against}, {cheapest.cost.mean:.4g}: there is nothing to weigh."
+                f"No point scores higher than point {cheapest.point} ({cheapest.score.mean:.4f}) or has a smaller "
+                f"{self.against} ({cheapest.cost.mean:.4g}): there is nothing to weigh."
             )
         ends = " to ".join(
             f"{one.score.mean:.4f} at {one.cost.mean:.4g} ({_called(one)})" for one in (cheapest, dearest)

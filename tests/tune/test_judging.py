@@ -118,7 +118,7 @@ def test_a_front_is_told_by_its_ends_and_where_the_recipe_is(tmp_path: Path) -> 
     )
     beaten = {**spread, 3: (0.35, 0.9)}
     assert _front(tmp_path / "off", beaten).endswith("the recipe is not: point 3 is as good or better in both.")
-    assert "Point 1 has the highest score" in _front(tmp_path / "one", {0: (0.3, 1.0), 1: (0.4, 0.5)})
+    assert "No point scores higher than point 1 (0.4000)" in _front(tmp_path / "one", {0: (0.3, 1.0), 1: (0.4, 0.5)})
     assert _front(tmp_path / "none", {0: (0.3, 1.0), 1: (0.2, 1.5)}).startswith("Nothing that was tried")
 
 
