@@ -76,6 +76,10 @@ class Trial:
     turns: list[Turn] = field(default_factory=list)
     due: bool = False
     """Whether it yielded its place after the last evaluation, and a turn is to be thought of when it goes on."""
+    began: int = 0
+    """Line of the book with which it was started."""
+    ended: int = 0
+    """Line with which it ended; 0 while it is open."""
 
     def changes(self, before: float = math.inf) -> Changes:
         """The settings that its checkpoint of step `before` was trained with at last; without it, the present ones."""
@@ -122,6 +126,7 @@ class Book:
         self.notes: dict[str, Any] = {}
         """What was found out once, by name, e.g. the decision and the test scores."""
         self.sessions = 0
+        self._lines = 0
         self._lock = FileLock(path.with_suffix(".lock"))
         if read_only:
             for event in _events(path):
@@ -241,6 +246,7 @@ class Book:
         self._apply(json.loads(line))  # what a later session would read
 
     def _apply(self, event: dict[str, Any]) -> None:
+        self._lines += 1
         match event["event"]:
             case "session":
                 self.sessions += 1
@@ -249,12 +255,13 @@ class Book:
                 schedule = tuple((step, changes) for step, changes in event.get("schedule", ()))
                 job = Job(event["point"], event["seed"], event["phase"], event["changes"], schedule)
                 assert job.key not in self.trials, f"{job.key} was started before"
-                self.trials[job.key] = Trial(job)
+                self.trials[job.key] = Trial(job, began=self._lines)
             case "evaluated":
                 trial = self.trials[event["trial"]]
                 trial.curve.append((event["step"], event["values"]))
                 trial.verdicts[event["step"]] = event["verdict"]
                 trial.state, trial.reason = event["state"], event["verdict"]
+                trial.ended = self._lines if trial.state != "open" else 0
                 trial.due = event.get("due", False)
                 trial.turns += _turns(event, event["step"])
             case "thought":
@@ -263,7 +270,7 @@ class Book:
                 trial.turns += _turns(event, trial.steps)
             case "ended":
                 trial = self.trials[event["trial"]]
-                trial.state, trial.reason = event["state"], event["reason"]
+                trial.state, trial.reason, trial.ended = event["state"], event["reason"], self._lines
             case "spent":
                 self.spent = Spent(**{name: value for name, value in event.items() if name != "event"})
             case "note":

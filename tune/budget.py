@@ -65,6 +65,11 @@ class Budget:
         )
         return [(used / limit, text.format(limit)) for used, limit, text in limits if limit]
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return bool(self._limits(Spent()))
+
     def rate(self, nodes: Iterable[Mapping[str, float]]) -> float:
         """What these nodes cost a second.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tune.axes import Changes
 from tune.book import BASELINE, Book, Job, Schedule
-from tune.judging import Difference, Estimate, Objective, Standing, difference, standings
+from tune.judging import Difference, Estimate, Objective, Standing, difference, pareto, standings
 from tune.population import lineage
 
 CONFIRM_SEEDS = 1000
@@ -26,6 +26,10 @@ class Decision:
     fresh_recipe: Estimate | None = None
     gain: Difference | None = None
     """On fresh seeds, best less recipe."""
+    front: tuple[Standing, ...] = ()
+    """With two objectives: what no other point beats, cheapest first."""
+    against: str = ""
+    """Name of the second objective."""
 
     @property
     def is_better(self) -> bool:
@@ -35,6 +39,8 @@ class Decision:
     @property
     def sentence(self) -> str:
         """In words."""
+        if self.front:
+            return self._front_sentence
         if self.best.point == BASELINE:
             return "Nothing that was tried is better than the recipe as it is."
         name = (
@@ -54,6 +60,30 @@ class Decision:
             return f"{name} led the search by luck: {found}. Keep the recipe."
         return f"{name} is not surely better than the recipe: {found}. More seeds (--confirm) may tell."
 
+    @property
+    def _front_sentence(self) -> str:
+        cheapest, dearest = self.front[0], self.front[-1]
+        if len(self.front) == 1:
+            if cheapest.point == BASELINE:
+                return f"Nothing that was tried scores higher than the recipe or has a smaller {self.against}."
+            return (
+                f"No point scores higher than point {cheapest.point} ({cheapest.score.mean:.4f}) or has a smaller "
+                f"{self.against} ({cheapest.cost.mean:.4g}): there is nothing to weigh."
+            )
+        ends = " to ".join(
+            f"{one.score.mean:.4f} at {one.cost.mean:.4g} ({_called(one)})" for one in (cheapest, dearest)
+        )
+        found = f"{len(self.front)} points are on the front of score against {self.against}, from {ends}"
+        if self.recipe is None or any(one.point == BASELINE for one in self.front):
+            return f"{found}."
+        # The front is sorted by both numbers, so the last one that is no dearer than the recipe scores highest of them.
+        rival = [one for one in self.front if one.cost.mean <= self.recipe.cost.mean][-1]
+        return f"{found}; the recipe is not: {_called(rival)} is as good or better in both."
+
+
+def _called(one: Standing) -> str:
+    return "the recipe" if one.point == BASELINE else f"point {one.point}"
+
 
 def decide(book: Book, objective: Objective) -> Decision | None:
     """What the book says; None when no trial of the search has finished."""
@@ -61,6 +91,8 @@ def decide(book: Book, objective: Objective) -> Decision | None:
     if not found:
         return None
     best, recipe = found[0], next((one for one in found if one.point == BASELINE), None)
+    if objective.against:
+        return Decision(best, recipe, front=tuple(pareto(found)), against=objective.against)
     fresh = {one.point: one.score for one in standings(book.points("confirm"), objective)}
     if best.point == BASELINE or best.point not in fresh or BASELINE not in fresh:
         return Decision(best, recipe, fresh.get(best.point), fresh.get(BASELINE))

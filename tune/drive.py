@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as RaySearcher
 
 from ito_ray.errors import ItoError
+from ito_ray.runtime.cluster import release_of_the_dead
 from ito_ray.runtime.desk import Desk, Order, Word
 from ito_ray.runtime.trial import run_trial
 from tune.book import Book, Spent, State, Trial
@@ -207,6 +208,7 @@ class _Clock(_Unsaved, rtune.Callback):
         now = time.monotonic()
         if now - self._counted >= SPENT_EVERY_SECONDS:
             self.count()
+            release_of_the_dead()  # of a trial that was killed, whose next start would wait for them for ever
         if now - self._drawn >= TICK_SECONDS:
             self._drawn = now
             self._tick()

@@ -12,7 +12,10 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
-from ito_ray.errors import ConfigError
+from ito_ray.config.schema import Config
+from ito_ray.errors import ConfigError, did_you_mean
+from ito_ray.evaluation.evaluate import criteria
+from ito_ray.evaluation.measures import GEOMETRY
 from tune.book import Book, Trial
 
 CONFIDENCE = 0.95
@@ -42,6 +45,30 @@ class Objective:
     def cost(self, values: Mapping[str, float]) -> float:
         """The second one; 0 when there is none."""
         return _number(values, self.against, "--against") if self.against else 0.0
+
+
+STEP_NUMBERS = ("step_seconds", "step_cpu_seconds")
+"""What every trial gives beside its evaluation (ito_ray/runtime/trial.py)."""
+
+
+def require_metrics(objective: Objective, cfg: Config) -> None:
+    """
+    Raises:
+        ConfigError: a name that no evaluation of this configuration gives (the nearest is named), or one of which
+            less is better, as the objective.
+    """
+    ways = criteria(cfg)
+    known = [*ways, *(GEOMETRY if cfg.data.heldout else ()), *STEP_NUMBERS]
+    asked = [("--objective", name) for name in objective.names]
+    for option, name in asked + ([("--against", objective.against)] if objective.against else []):
+        if name not in known:
+            raise ConfigError(
+                f"{option} {name}: no trial gives such a number. data.heldout gives heldout/… and geometry/…, "
+                f"eval.zero_shot gives zero_shot/…; here there are {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    for name in objective.names:
+        if name in STEP_NUMBERS or not ways.get(name, True):
+            raise ConfigError(f"--objective {name}: less of it is better, but the objective is made large: --against.")
 
 
 def _number(values: Mapping[str, float], name: str, option: str) -> float:

@@ -99,6 +99,15 @@ def check(options: SearchOptions, cfg: Config) -> None:
         raise ConfigError("--searcher tpe looks for one best point, but --against gives two objectives: take nsga2.")
     if not options.against and options.searcher == "nsga2":
         raise ConfigError("--searcher nsga2 looks for a front of two objectives: give --against, or take tpe.")
+    if options.warm_start and options.searcher not in ("tpe", "nsga2"):
+        raise ConfigError(
+            f"--searcher {options.searcher} learns from no score, so --warm-start would do nothing: take tpe, or leave "
+            "it out."
+        )
+    if options.test and options.against:
+        raise ConfigError(
+            "--test is read for confirmed points, but --against gives a front and confirms none: leave it out."
+        )
     if options.register and options.confirm < 2:
         raise ConfigError(
             f"--register needs --confirm 2 or more to know that the winner is one (now {options.confirm})."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from tune.axes import Changes
@@ -45,19 +46,40 @@ class Search(Plan):
     """How many, with the recipe's own."""
     seeds: Sequence[int]
     _queue: list[Job] = field(default_factory=list)
+    _told: set[int] = field(default_factory=set)
     _exhausted: bool = False
 
     def __post_init__(self) -> None:
-        """Go on where the book stands."""
-        for number, trials in sorted(self.book.points("search").items()):
+        """Go on where the book stands: the searcher lives through its points again, in their order.
+
+        So it asks next what it would have asked without the kill, also where points overlapped.
+        """
+        known = self.book.points("search")
+        for number, trials in sorted(known.items()):
             changes = trials[0].job.changes
             missing = [seed for seed in self.seeds if seed not in {trial.job.seed for trial in trials}]
             unfinished = [trial.job for trial in trials if trial.state == "open"]
             self._queue += unfinished + [Job(number, seed, "search", changes) for seed in missing]
-            if not missing and not unfinished:
-                self.searcher.tell(number, changes, trials)
-            elif number != BASELINE:
-                self.searcher.pending(number, changes)
+        for number, trials in sorted(known.items(), key=lambda item: _began(item[1])):
+            self._tell(before=_began(trials))
+            if number != BASELINE:
+                self.searcher.pending(number, trials[0].job.changes)
+        self._tell()
+
+    def _tell(self, before: float = inf) -> None:
+        """Let the searcher know the points that ended before this line of the book, in their order."""
+        ended = {
+            max(trial.ended for trial in trials): trials
+            for number, trials in self.book.points("search").items()
+            if number not in self._told
+            and len(trials) == len(self.seeds)
+            and all(trial.state != "open" for trial in trials)
+        }
+        for line, trials in sorted(ended.items()):
+            if line < before:
+                job = trials[0].job
+                self._told.add(job.point)
+                self.searcher.tell(job.point, job.changes, trials)
 
     @property
     def is_finished(self) -> bool:
@@ -81,6 +103,7 @@ class Search(Plan):
         return job
 
     def _new_point(self) -> list[Job]:
+        self._tell()
         number = self._given
         changes: Changes | None = {} if number == BASELINE else self.searcher.ask(number)
         if changes is None:
@@ -89,9 +112,11 @@ class Search(Plan):
         return [Job(number, seed, "search", changes) for seed in self.seeds]
 
     def ended(self, trial: Trial) -> None:
-        trials = self.book.points("search")[trial.job.point]
-        if len(trials) == len(self.seeds) and all(one.state != "open" for one in trials):
-            self.searcher.tell(trial.job.point, trial.job.changes, trials)
+        self._tell()
+
+
+def _began(trials: Sequence[Trial]) -> int:
+    return min(trial.began for trial in trials)
 
 
 @dataclass
@@ -109,6 +134,19 @@ class Listed(Plan):
     @property
     def is_finished(self) -> bool:
         return not self._queue
+
+    def cost(self, steps: int) -> str:
+        """What is left to be done, in words; "" when nothing is.
+
+        Args:
+            steps: of a whole trial.
+        """
+        if not self._queue:
+            return ""
+        done = sum(self.book.trials[job.key].steps for job in self._queue if job.key in self.book.trials)
+        begun = f", {done:,} of them taken" if done else ""
+        count = len(self._queue)
+        return f"{count} trial{'s' if count > 1 else ''} of {steps:,} steps, {count * steps:,} in all{begun}"
 
     def next(self) -> Job | None:
         if not self._queue:

@@ -280,7 +280,12 @@ def advice(book: Book, decision: Decision | None, compared: Compared) -> list[st
     if decision is None:
         return [*found, "No trial has finished: raise the budget and run the same command again."]
     population = book.settings["scheduler"] == "pbt"
-    if decision.is_better and population:
+    if decision.front:
+        found.append(
+            f"Choose a point of the front by what you can pay in {decision.against}, and train it with the main job. "
+            "Neighbours on it may have changed places by luck: --seeds 3 tells."
+        )
+    elif decision.is_better and population:
         found.append("Its confirmation repeated the schedule below on fresh seeds; those trials keep their weights.")
     elif decision.is_better:
         found.append("Train the winner to full length and register it: the same command with --register.")

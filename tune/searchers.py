@@ -34,7 +34,7 @@ class Searcher(Protocol):
         """All trials of a point have ended; also for points that it was not asked for."""
 
     def pending(self, point: int, changes: Changes) -> None:
-        """A point that was drawn by an earlier session and has not ended: not to be drawn again."""
+        """A point that was drawn by an earlier session: not to be drawn again, and perhaps told later."""
 
 
 def make_searcher(
@@ -87,10 +87,9 @@ class OptunaSearcher:
     def tell(self, point: int, changes: Changes, trials: Sequence[Trial]) -> None:
         asked = self._asked.pop(point, None)
         if asked is not None:
-            state, values = outcome(trials, self._objective)
+            state, values, step = outcome(trials, self._objective)
             if state == TrialState.PRUNED and not self._objective.against:
-                step, value = trials[0].steps, values[0]
-                asked.report(value, step)
+                asked.report(values[0], step)
                 self.study.tell(asked, state=state)
             else:
                 self.study.tell(asked, values if state == TrialState.COMPLETE else None, state=state)
@@ -98,12 +97,15 @@ class OptunaSearcher:
             self.study.add_trial(frozen)
 
     def pending(self, point: int, changes: Changes) -> None:
-        if not _fits(self._space, changes):
-            return
-        self.study.enqueue_trial(
-            {axis.field: _code(axis, changes[axis.field]) for axis in _drawn(self._space, changes)}
-        )
-        self.ask(point)
+        params = parameters(self._space, self._start, changes)
+        if params is not None:
+            self.study.enqueue_trial(params)
+            self.ask(point)
+            if isinstance(self.study.sampler, optuna.samplers.NSGAIISampler):
+                # Optuna asks the sampler nothing about a trial whose values are given, and it then has no generation.
+                asked = self.study.trials[self._asked[point].number]
+                generation = self.study.sampler.get_trial_generation(self.study, asked)
+                self.study.sampler.get_parent_population(self.study, generation)
 
 
 def new_study(objective: Objective) -> optuna.Study:
@@ -131,33 +133,39 @@ def suggest(trial: optuna.Trial, axis: Axis) -> Any:
     return trial.suggest_float(axis.field, domain.low, domain.high, log=domain.log)
 
 
-def outcome(trials: Sequence[Trial], objective: Objective) -> tuple[TrialState, list[float]]:
-    """What Optuna is told: the mean over the seeds; pruned if one of them was stopped, failed if one of them did."""
+def outcome(trials: Sequence[Trial], objective: Objective) -> tuple[TrialState, list[float], int]:
+    """What Optuna is told: the mean over the seeds, and the step that it is of.
+
+    Pruned if one of them was stopped, and then at the last step that all have come to; failed if one of them did.
+    """
     if any(trial.state in ("failed", "crashed") or not trial.curve for trial in trials):
-        return TrialState.FAIL, []
-    last = [trial.curve[-1][1] for trial in trials]
-    values = [sum(map(objective.score, last)) / len(last)]
+        return TrialState.FAIL, [], 0
+    step = min(trial.steps for trial in trials)
+    at = [trial.values(step) or trial.curve[-1][1] for trial in trials]
+    values = [sum(map(objective.score, at)) / len(at)]
     if objective.against:
-        values.append(sum(map(objective.cost, last)) / len(last))
-    return TrialState.PRUNED if any(trial.state == "stopped" for trial in trials) else TrialState.COMPLETE, values
+        values.append(sum(map(objective.cost, at)) / len(at))
+    stopped = any(trial.state == "stopped" for trial in trials)
+    return TrialState.PRUNED if stopped else TrialState.COMPLETE, values, step
 
 
 def frozen_trial(
     space: Space, start: Config, changes: Changes, trials: Sequence[Trial], objective: Objective
 ) -> FrozenTrial | None:
     """A finished point as Optuna keeps it; None when it lies outside the space and teaches nothing about it."""
-    complete = space.draw(lambda axis: changes.get(axis.field, value_of(start, axis.field)), start)
-    if not _fits(space, complete):
+    params = parameters(space, start, changes)
+    if params is None:
         return None
-    state, values = outcome(trials, objective)
-    axes = list(_drawn(space, complete))
+    state, values, step = outcome(trials, objective)
     pruned = state == TrialState.PRUNED and not objective.against
     return optuna.trial.create_trial(
         state=state,
-        params={axis.field: _code(axis, complete[axis.field]) for axis in axes},
-        distributions={axis.field: distribution(axis.domain) for axis in axes},
+        params=params,
+        distributions={axis.field: distribution(axis.domain) for axis in space.axes if axis.field in params},
         values=values if state == TrialState.COMPLETE else None,
-        intermediate_values={trials[0].steps: values[0]} if pruned else None,
+        intermediate_values={step: values[0]} if pruned else None,
+        # NSGA-II takes no trial without it for a parent; it was not drawn from parents, so it is of the first ones.
+        system_attrs={optuna.samplers.NSGAIISampler._get_generation_key(): 0},
     )
 
 
@@ -170,32 +178,31 @@ def distribution(domain: Domain) -> BaseDistribution:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def _drawn(space: Space, changes: Changes) -> Iterator[Axis]:
-    """Axes that the point draws; those that a condition sets are no parameters."""
-    for axis in space.axes:
-        if axis.field in changes and not (axis.otherwise == changes[axis.field] and not _inside(axis, changes)):
-            yield axis
+def parameters(space: Space, start: Config, changes: Changes) -> dict[str, Any] | None:
+    """A point as Optuna's parameters: of the axes that are drawn where it lies; None when it lies outside the space."""
+    codes: dict[str, Any] = {}
+
+    def pick(axis: Axis) -> Any:
+        value = changes[axis.field] if axis.field in changes else value_of(start, axis.field)
+        codes[axis.field] = code = _code(axis.domain, value)
+        return axis.domain.values[code] if isinstance(axis.domain, Choice) and code is not None else value
+
+    space.draw(pick, start)
+    return None if None in codes.values() else codes
 
 
-def _inside(axis: Axis, changes: Changes) -> bool:
-    domain, value = axis.domain, changes[axis.field]
+def _code(domain: Domain, value: Any) -> Any:
+    """Optuna's word for a value; None if it lies outside."""
     if isinstance(domain, Choice):
-        return any(_same(value, other) for other in domain.values)
-    return isinstance(value, (int, float)) and domain.low <= value <= domain.high
+        return next((place for place, other in enumerate(domain.values) if same(value, other)), None)
+    is_number = isinstance(value, int if domain.integer else (int, float)) and not isinstance(value, bool)
+    return value if is_number and domain.low <= value <= domain.high else None
 
 
-def _fits(space: Space, changes: Changes) -> bool:
-    return all(_inside(axis, changes) for axis in _drawn(space, changes))
+def same(value: Any, other: Any) -> bool:
+    """Whether two values are, but that JSON has lists where a space has tuples."""
+    return bool(_lists(value) == _lists(other))
 
 
-def _code(axis: Axis, value: Any) -> Any:
-    if isinstance(axis.domain, Choice):
-        return next(place for place, other in enumerate(axis.domain.values) if _same(value, other))
-    return value
-
-
-def _same(value: Any, other: Any) -> bool:
-    """JSON has lists where a space has tuples."""
-    return bool(
-        (list(value) if isinstance(value, tuple) else value) == (list(other) if isinstance(other, tuple) else other)
-    )
+def _lists(value: Any) -> Any:
+    return [_lists(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -17,14 +17,14 @@ from ito_ray.runtime import cluster, job, preflight
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.tracking.run import TrackedRun
-from ito_ray.tracking.sweep import child_tags, fetch_file, settle
+from ito_ray.tracking.sweep import child_tags, settle
 from tune.axes import Space
 from tune.book import BOOK, Book, Phase, Trial
 from tune.capacity import Need, require_capacity
 from tune.decision import Decision, confirmation_jobs, decide
 from tune.drive import Sweep, drive, open_desk
 from tune.final_test import measure_test, require_separate_test
-from tune.judging import Objective
+from tune.judging import Objective, require_metrics
 from tune.options import SearchOptions
 from tune.parent import ENVIRONMENT, endings, fields, open_parent
 from tune.plan import Listed, Plan, Search
@@ -34,6 +34,7 @@ from tune.searchers import Searcher, make_searcher
 from tune.stopping import Rungs, Stopping
 from tune.table import SweepTable
 from tune.trials import TrialMaker, evaluation_interval
+from tune.warm_start import Lesson, lessons
 
 STAGES = 4
 
@@ -66,11 +67,16 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
     with Book(folder / BOOK) as book:
         with stages.stage(f"Check the space, the data and the cluster for {folder.name}"):
             space.check(cfg)
+            require_metrics(Objective(options.objective, options.against), cfg)
             require_separate_test(options.test, cfg)
             data = preflight.plan_data(cfg)
             # A tower that cannot be built is refused here, not by every trial.
             DualEncoder(cfg.model, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
-            book.open_session(_settings(cfg, options, space))
+            settings = _settings(cfg, options, space)
+            learned = lessons(options.warm_start, cfg, space, folder, book, settings)
+            book.open_session(settings)
+            for lesson in learned:
+                stages.say(str(lesson))
             cluster.connect(verbose=options.verbose)
             preflight.require_resources(cfg)  # waits for the first trial's nodes, if told to
             capacity = require_capacity(Need.of(cfg, options.data_cpus), options.concurrent)
@@ -94,7 +100,7 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
         try:
             settle(tracked, endings(book, only_ended=True))
             session = _Session(
-                cfg, options, space, stages, book, maker, tracked, options.concurrent or capacity.at_most
+                cfg, options, space, stages, book, maker, tracked, options.concurrent or capacity.at_most, learned
             )
             result = session.run()
         except BaseException as error:
@@ -143,6 +149,7 @@ class _Session:
     maker: TrialMaker
     tracked: TrackedRun
     concurrent: int
+    lessons: Sequence[Lesson]
 
     @property
     def objective(self) -> Objective:
@@ -162,11 +169,15 @@ class _Session:
             else:
                 self._drive(sweep, self._search_plan(), "search")
             self._forget_weights()
-        with self.stages.stage(f"Confirm the best on fresh seeds ({options.confirm})"):
+        title = "Draw the front" if options.against else f"Confirm the best on fresh seeds ({options.confirm})"
+        with self.stages.stage(title):
             if options.confirm and not options.against:
                 recipe, first = self.maker.recipe_changes, self.cfg.train.seed
-                jobs = confirmation_jobs(book, self.objective, options.confirm, first, recipe)
-                self._drive(sweep, Listed(book, jobs), "confirm", self._release_confirmations)
+                confirmation = Listed(book, confirmation_jobs(book, self.objective, options.confirm, first, recipe))
+                if cost := confirmation.cost(self.cfg.train.steps):
+                    beyond = ", which the budget does not count" if options.budget.is_set else ""
+                    self.stages.say(f"{cost}{beyond}")
+                self._drive(sweep, confirmation, "confirm", self._release_confirmations)
             if options.test and book.points("confirm"):
                 measure_test(book, self.maker, options.test)
             decision = decide(book, self.objective)
@@ -215,15 +226,8 @@ class _Session:
 
     def _search_plan(self) -> Search:
         options, searcher = self.options, self._searcher()
-        for name in options.warm_start:
-            earlier = fetch_file(self.tracked.store, self.cfg.tracking.experiment, name, f"sweep/{BOOK}")
-            known = Book(earlier, read_only=True)
-            _require_comparable(known, self.book, name)
-            points = known.points("search")
-            for trials in points.values():
-                if all(trial.state != "open" for trial in trials):
-                    searcher.tell(-1, trials[0].job.changes, trials)
-            self.stages.say(f"learned from {len(points)} points of {name}")
+        for lesson in self.lessons:
+            lesson.teach(searcher)
         seeds = [self.cfg.train.seed + number for number in range(options.seeds)]
         return Search(self.book, searcher, options.budget, options.points, seeds)
 
@@ -261,18 +265,8 @@ class _Session:
             update={"name": "winner", "output": str(self.maker.folder), "tracking": tracking}
         )
         stages = Stages(self.stages.console, job.STAGES)
-        outcome = job.run(winner, recipe=self.options.recipe, stages=stages, verbose=self.options.verbose)
-        outcome.run.set_tags(self.maker.tags)
+        outcome = job.run(
+            winner, recipe=self.options.recipe, stages=stages, verbose=self.options.verbose, tags=self.maker.tags
+        )
         self.tracked.set_tags({"ito.registered": f"{outcome.registered.model_name}/{outcome.registered.version}"})
         return outcome.registered.uri
-
-
-def _require_comparable(earlier: Book, now: Book, name: str) -> None:
-    for what in ("config.data.heldout", "config.train.steps", "objective", "against"):
-        section, _, field = what.partition(".")
-        old, new = (one.settings[section][field] if field else one.settings[section] for one in (earlier, now))
-        if old != new:
-            raise ConfigError(
-                f"--warm-start {name}: its {what.removeprefix('config.')} is {old!r}, here it is {new!r}, so its "
-                "scores mean something else: leave it out, or give the same."
-            )

@@ -20,6 +20,19 @@ from ito_ray.evaluation.zero_shot import ZeroShot, class_embeddings, zero_shot
 
 RECALLS = (1, 5, 10)
 TOPS = (1, 5)
+GEOMETRY = tuple(
+    f"geometry/{name}"
+    for name in (
+        "modality_gap",
+        "linear_separability",
+        "alignment",
+        "uniformity_image",
+        "uniformity_text",
+        "effective_rank_image",
+        "effective_rank_text",
+    )
+)
+"""Names of what `geometry_measures` gives; of fewer than four pairs only the first."""
 GEOMETRY_PAIRS = 2000
 """Uniformity compares every pair of these."""
 _UNITS = 512

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -145,14 +145,34 @@ def release_of(actor: str) -> None:
     Args:
         actor: its id, as RayActorError has it.
     """
+    _release({actor})
+
+
+def release_of_the_dead() -> int:
+    """Give back what dead actors of this job had reserved: who kills an actor does not always hear its id.
+
+    Returns:
+        How many placement groups that were.
+    """
+    from ray._private.state import actors  # the public list of actors asks the dashboard
+
+    job = ray.get_runtime_context().get_job_id()
+    found = cast(dict[str, dict[str, Any]], actors(job_id=ray.JobID.from_hex(job)))
+    return _release({actor for actor, row in found.items() if row["State"] == "DEAD"})
+
+
+def _release(creators: Set[str]) -> int:
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
     kind: Any = cast(Any, gcs_pb2).PlacementGroupTableData
+    released = 0
     for row in state._connect_and_get_accessor().get_placement_group_table():
         group = kind.FromString(row)
-        if group.creator_actor_id.hex() == actor and group.state != kind.REMOVED:
+        if group.creator_actor_id.hex() in creators and group.state != kind.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+            released += 1
+    return released
 
 
 def user_mistake(error: BaseException | None) -> ItoError | None:

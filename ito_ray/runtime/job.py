@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Outcome:
     chosen: best.Chosen
 
 
-def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> Outcome:
+def run(
+    cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False, tags: Mapping[str, str] | None = None
+) -> Outcome:
     """Do everything that the configuration says; safe to be run again after any interruption.
 
     Args:
@@ -89,16 +92,17 @@ def run(cfg: Config, *, recipe: str, stages: Stages, verbose: bool = False) -> O
         recipe: its name, for the record.
         stages: where to print headings.
         verbose: let Ray's log lines through.
+        tags: of the MLflow run from its start, so that what is registered from it has them too.
 
     Raises:
         ItoError: anything that a user can mend; also another driver of the same run, which would spoil its checkpoints.
     """
     folder = Path(cfg.output).absolute() / cfg.name
     with job_folder.alone(folder, lock=LOCK, works="trains in"):
-        return _run(cfg, folder, recipe=recipe, stages=stages, verbose=verbose)
+        return _run(cfg, folder, recipe=recipe, stages=stages, verbose=verbose, tags=tags or {})
 
 
-def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: bool) -> Outcome:
+def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: bool, tags: Mapping[str, str]) -> Outcome:
     if not verbose:
         disable_progress_bar()  # one for each weight file that is opened
     with stages.stage("Check data, model and cluster"):
@@ -111,6 +115,8 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
         stages.findings(nodes.inspect(cfg, ahead_bytes=bytes_ahead(cfg, cfg.train.workers.most)))
         identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
+        if tags:
+            tracked.set_tags(dict(tags))
         outbox = Outbox(tracked, folder / JOURNAL)
         _describe(stages, cfg, data, encoder)
 

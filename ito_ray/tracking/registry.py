@@ -36,7 +36,7 @@ from ito_ray.tracking.signature import SERVING, example, signature
 ENCODER = "encoder"
 REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
 SHA256, PARITY = "ito.sha256", "ito.parity"
-RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe", "ito.config_digest", "mlflow.parentRunId")
+RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe", "ito.config_digest", "mlflow.parentRunId", "ito.sweep")
 """Of the training run, copied to the version. The parent is the sweep that the run belongs to."""
 
 

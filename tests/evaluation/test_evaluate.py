@@ -14,6 +14,7 @@ from ito_ray.config.schema import Config, DataConfig
 from ito_ray.data.heldout import HeldoutReader
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.evaluate import evaluate, read_classes, read_templates
+from ito_ray.evaluation.measures import GEOMETRY
 from ito_ray.evaluation.report import Measure
 from ito_ray.runtime import encoders
 from ito_ray.tracking.run import open_client, resolve_store
@@ -57,6 +58,7 @@ def test_numbers_equal_a_full_matrix(folder: Path) -> None:
         assert metrics[f"heldout/r{k}_text_to_image"] == pytest.approx((rank <= k).mean())
     assert metrics["heldout/median_rank_text_to_image"] == np.median(rank)
     assert metrics["geometry/modality_gap"] == pytest.approx(np.linalg.norm(image.mean(0) - text.mean(0)), abs=1e-6)
+    assert {name for name in metrics if name.startswith("geometry/")} == set(GEOMETRY)
     assert metrics["heldout/pairs"] == metrics["heldout/captions"] == 120
 
     labelled = list(HeldoutReader(cfg.eval.zero_shot, cfg.data.columns, max_pixels=10**6, field="eval.zero_shot"))

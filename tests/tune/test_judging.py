@@ -16,7 +16,8 @@ from tune.book import BASELINE, Book, Job, Spent, Trial
 from tune.budget import Budget
 from tune.capacity import HEAD, Need, Node, drivers_on_head, fitting
 from tune.decision import confirmation_jobs, decide
-from tune.judging import Estimate, Objective, Standing, difference, pareto, saved_steps, standings
+from tune.judging import Estimate, Objective, Standing, difference, pareto, require_metrics, saved_steps, standings
+from tune.plan import Listed
 
 
 def test_the_interval_is_students() -> None:
@@ -96,6 +97,63 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 def test_an_unknown_metric_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="--objective heldout/r2: the evaluation gives heldout/r1"):
         Objective(("heldout/r2",)).score({"heldout/r1": 0.5})
+
+
+def _front(path: Path, costs: dict[int, tuple[float, float]]) -> str:
+    """The sentence on points of so much score at so much cost."""
+    with Book(path) as book:
+        for point, (points, cost) in costs.items():
+            key = book.started(Job(point, 0, "search", {} if point == BASELINE else {"optim.lr": 0.1})).job.key
+            book.evaluated(key, FULL, {"heldout/r1": points, "step_seconds": cost}, "", "finished")
+        decision = decide(book, Objective(OBJECTIVE.names, "step_seconds"))
+    assert decision is not None and not decision.is_better
+    return decision.sentence
+
+
+def test_a_front_is_told_by_its_ends_and_where_the_recipe_is(tmp_path: Path) -> None:
+    spread = {0: (0.3, 1.0), 1: (0.2, 0.5), 2: (0.4, 2.0), 3: (0.1, 0.9)}
+    assert _front(tmp_path / "on", spread) == (
+        "3 points are on the front of score against step_seconds, "
+        "from 0.2000 at 0.5 (point 1) to 0.4000 at 2 (point 2)."
+    )
+    beaten = {**spread, 3: (0.35, 0.9)}
+    assert _front(tmp_path / "off", beaten).endswith("the recipe is not: point 3 is as good or better in both.")
+    assert "No point scores higher than point 1 (0.4000)" in _front(tmp_path / "one", {0: (0.3, 1.0), 1: (0.4, 0.5)})
+    assert _front(tmp_path / "none", {0: (0.3, 1.0), 1: (0.2, 1.5)}).startswith("Nothing that was tried")
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (
+            Objective(("heldout/r1_image_to_txt",)),
+            r"--objective heldout/r1_image_to_txt: no .* Did you mean heldout/r1_im",
+        ),
+        (Objective(("zero_shot/top1",)), r"--objective zero_shot/top1: no trial gives"),
+        (
+            Objective(("heldout/r1_image_to_text",), "step_second"),
+            r"--against step_second: .*Did you mean step_seconds\?",
+        ),
+        (Objective(("heldout/median_rank_image_to_text",)), "less of it is better"),
+    ],
+)
+def test_a_number_that_no_trial_gives_is_refused_at_the_start(objective: Objective, said: str) -> None:
+    cfg = tiny_config(data={"heldout": ("v.tar",)})
+    with pytest.raises(ConfigError, match=said):
+        require_metrics(objective, cfg)
+    require_metrics(Objective(("heldout/r5_text_to_image", "geometry/alignment"), "step_cpu_seconds"), cfg)
+
+
+def test_a_confirmation_says_what_it_costs(tmp_path: Path) -> None:
+    with Book(tmp_path / "book.jsonl") as book:
+        jobs = [Job(point, 1000, "confirm", {}) for point in (0, 3)]
+        assert Listed(book, jobs).cost(FULL) == "2 trials of 90 steps, 180 in all"
+        fill(book, 3, 4.2, seed=1000, phase="confirm")
+        key = book.started(jobs[0]).job.key
+        book.evaluated(key, 30, {"heldout/r1": 0.1}, "", "open")
+        assert Listed(book, jobs).cost(FULL) == "1 trial of 90 steps, 90 in all, 30 of them taken"
+        book.evaluated(key, FULL, {"heldout/r1": 0.1}, "", "finished")
+        assert Listed(book, jobs).cost(FULL) == ""
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.tune.books import EVERY, FULL, OBJECTIVE, base, score
-from tune.axes import Axis, Choice, Range, Space
+from tune.axes import Axis, Changes, Choice, Range, Space
 from tune.book import BASELINE, Book, Job, State
 from tune.budget import Budget
 from tune.judging import Objective
@@ -188,24 +188,64 @@ def test_two_objectives_are_both_told(tmp_path: Path) -> None:
     }
 
 
-def _point_outside(weight: float) -> Callable[[Searcher, Book], None]:
-    def tell(searcher: Searcher, book: Book) -> None:
-        job = Job(7, 0, "search", {LAMBDA: weight})
-        book.started(job)
-        _run(book, job)
-        searcher.tell(-1, job.changes, [book.trials[job.key]])
-
-    return tell
+TWO = Objective(("heldout/r1",), "step_seconds")
+MIXED = Space(
+    "mixed", (Axis(LAMBDA, Range(0.0, 8.0)), Axis("method.fusion.readout", Choice(("cls", "mean")), when=WITH_FUSION))
+)
 
 
-def test_a_warm_start_takes_what_lies_inside_the_space(tmp_path: Path) -> None:
-    searcher = _searcher("tpe")
-    assert isinstance(searcher, OptunaSearcher)
-    with Book(tmp_path / "inside.jsonl") as book:
-        _point_outside(3.0)(searcher, book)
-    with Book(tmp_path / "outside.jsonl") as book:
-        _point_outside(80.0)(searcher, book)
-    assert [trial.params[LAMBDA] for trial in searcher.study.trials] == [3.0]
+def _overlapping(path: Path, name: SearcherName, points: int, kill_after: Iterable[int]) -> list[Changes]:
+    """What is asked for by three trials side by side, of which the second oldest ends first; killed after some ends."""
+    objective, ends = TWO if name == "nsga2" else OBJECTIVE, 0
+
+    def session(book: Book) -> tuple[Search, list[Job]]:
+        plan = _search(book, OptunaSearcher(name, MIXED, base(), objective, seed=3), points)
+        return plan, [job for _ in book.open_trials("search") if (job := plan.next())]
+
+    book = Book(path)
+    plan, running = session(book)
+    while True:
+        while len(running) < 3 and (job := plan.next()):
+            running.append(job)
+        if not running:
+            break
+        done = running.pop(1 if len(running) > 1 else 0)
+        weight = done.changes.get(LAMBDA, 2.0)
+        values = {"heldout/r1": score(weight, 0, FULL), "step_seconds": 0.1 + abs(weight - 1)}
+        book.evaluated(done.key, FULL, values, "", "finished")
+        ends += 1
+        if ends in kill_after:  # before the plan hears of the end
+            book.__exit__(None, None, None)
+            book = Book(path)
+            plan, running = session(book)
+        else:
+            plan.ended(book.trials[done.key])
+    book.__exit__(None, None, None)
+    return [trial.job.changes for trial in book.trials.values()]
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_a_killed_search_asks_what_the_undisturbed_one_asks(name: SearcherName, tmp_path: Path) -> None:
+    """Three generations of NSGA-II; and after the first points TPE trusts its model."""
+    undisturbed = _overlapping(tmp_path / "undisturbed", name, 28, ())
+    killed = _overlapping(tmp_path / "killed", name, 28, (1, 4, 9, 10, 17, 22))
+    assert killed == undisturbed and len({str(changes) for changes in killed}) > 20
+
+
+def test_nsga2_breeds_from_generation_to_generation(tmp_path: Path) -> None:
+    searcher = OptunaSearcher("nsga2", MIXED, base(), TWO, seed=0)
+    with Book(tmp_path / "book.jsonl") as book:
+        plan = _search(book, searcher, 26)
+        while job := plan.next():
+            weight = job.changes.get(LAMBDA, 2.0)
+            values = {"heldout/r1": score(weight, 0, FULL), "step_seconds": 0.1 + abs(weight - 1)}
+            book.evaluated(job.key, FULL, values, "", "finished")
+    again = OptunaSearcher("nsga2", MIXED, base(), TWO, seed=0)
+    with Book(tmp_path / "book.jsonl") as book:
+        _search(book, again, 26)
+    for one in (searcher, again):
+        generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in one.study.trials[:25]]
+        assert generations == [0] * 8 + [1] * 8 + [2] * 8 + [3]
 
 
 def test_conditional_axes_and_tuples_survive_a_resume(tmp_path: Path) -> None:

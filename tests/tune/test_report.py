@@ -58,7 +58,8 @@ def test_two_objectives_draw_the_front(tmp_path: Path) -> None:
         book.open_session(settings(against="step_seconds", scheduler="none"))
         for point, weight in enumerate((2.0, 1.0, 3.0, 6.0)):
             fill(book, point, weight)
-        write_report(tmp_path / "report", book, name="front")
+        page = write_report(tmp_path / "report", book, name="front").read_text("utf-8")
+    assert "points are on the front of score against step_seconds" in page and "Choose a point of the front" in page
     assert (tmp_path / "report" / "front.png").is_file()
 
 

@@ -7,6 +7,7 @@ import pytest
 from ito_ray.config.recipes import icons_cpu
 from tune.search import main
 
+FRONT = ("--against", "step_seconds", "--scheduler", "none", "--searcher", "nsga2")
 PBT = ("--scheduler", "pbt", "--searcher", "random")
 
 
@@ -36,6 +37,8 @@ def test_the_recipe_is_printed_with_its_changes(capsys: pytest.CaptureFixture[st
         (["--against", "step_seconds"], "--against needs --scheduler none"),
         (["--against", "step_seconds", "--scheduler", "none"], "take nsga2"),
         (["--searcher", "nsga2"], "give --against"),
+        (["--searcher", "random", "--warm-start", "early"], "learns from no score"),
+        ([*FRONT, "--test", "t.tar"], "--against gives a front and confirms none"),
         (["--register", "--confirm", "1"], "--register needs --confirm 2"),
         (["--data.heldout", "--eval.zero-shot"], "needs validation data"),
         (["--budget.money", "3"], "there are no prices"),

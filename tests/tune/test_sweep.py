@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from ito_ray.config.load import to_yaml
 from tests.runtime.shards import small_config, write_shards
-from tests.tune.sweep_process import start_search
+from tests.tune.sweep_process import start_search, trial_drivers
 from tune.book import TEST, Book
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -26,14 +26,18 @@ FAILED = "p001-s0"
 def _start(tmp: Path) -> subprocess.Popen[str]:
     """The recipe and a point that cannot be trained, side by side on two CPUs."""
     if not (tmp / "config.yaml").exists():
-        train = {"steps": STEPS, "cpus_per_worker": 0.25, "checkpoint_every": EVERY, "max_failures": 0}
-        cfg = small_config(tmp, train=train, eval={"every": EVERY, "zero_shot": []})
-        (tmp / "config.yaml").write_text(to_yaml(cfg))
+        _write_config(tmp, cpus=0.25)
         write_shards(tmp / "test", 24, 1)
     options = ["--config", str(tmp / "config.yaml"), "--space", "ito_lambda", "--searcher", "grid", "--points", "2"]
     options += ["--axis", "method.fusion_weight=[0.5]", "optim.lr=[1.0e+30]", "--scheduler", "none"]
     options += ["--confirm", "1", "--test", str(tmp / "test"), "--concurrent", "2", "--data-cpus", "0.5"]
     return start_search(options)
+
+
+def _write_config(tmp: Path, *, cpus: float) -> None:
+    train = {"steps": STEPS, "cpus_per_worker": cpus, "checkpoint_every": EVERY, "max_failures": 0}
+    cfg = small_config(tmp, train=train, eval={"every": EVERY, "zero_shot": []})
+    (tmp / "config.yaml").write_text(to_yaml(cfg))
 
 
 def _book(tmp: Path) -> Book:
@@ -108,3 +112,26 @@ def _mlflow_holds_one_parent_and_each_trial_once(tmp: Path) -> None:
     assert {"sweep/index.html", f"sweep/{BOOK}"} <= {
         file.path for file in client.list_artifacts(parent.info.run_id, "sweep")
     }
+
+
+@pytest.mark.parametrize(("kills", "state"), [(1, "finished"), (2, "crashed")])
+def test_a_trial_whose_driver_is_killed_starts_once_more(kills: int, state: str, tmp_path: Path) -> None:
+    """From its checkpoint, in its MLflow run; what its workers had reserved on two CPUs does not stay reserved."""
+    _write_config(tmp_path, cpus=1.0)
+    options = ["--config", str(tmp_path / "config.yaml"), "--space", "ito_lambda", "--points", "1"]
+    sweep = start_search([*options, "--scheduler", "none", "--confirm", "0"])
+    for kill in range(kills):
+        _wait_for_evaluations(tmp_path, kill + 1, sweep)
+        (driver,) = trial_drivers(sweep.pid)
+        driver.kill()
+    printed = sweep.communicate(timeout=600)[0]
+    (trial,) = _book(tmp_path).trials.values()
+    assert trial.state == state, printed
+    assert [step for step, _ in trial.curve] == [4, 8, 12][: 3 if state == "finished" else 2]
+    runs = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow' / 'mlflow.db'}").search_runs(["1"])
+    (child,) = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    if state == "finished":
+        assert (sweep.returncode, child.info.status) == (0, "FINISHED"), printed
+    else:
+        assert sweep.returncode == 2 and "lost after 8 steps, 2 times" in printed, printed
+        assert child.info.status == "FAILED" and "lost after 8 steps" in child.data.tags["ito.stopped"]
