@@ -59,6 +59,8 @@ AWAY_SECONDS = 15.0
 LEAVE_SECONDS = 120.0
 """For Ray's processes, which notice that their node is gone and end by themselves: long only on a busy machine."""
 LOSS = "train/loss/total"
+LOST = "driver killed, run's folder lost"
+"""The only fault that needs copies of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ def inside(hit: Callable[[Scene], object]) -> Fault:
     return fault
 
 
-def of_driver(number: signal.Signals, code: int, *, damaged: bool = False) -> Fault:
-    """A signal to the command, which is given again."""
+def of_driver(number: signal.Signals, code: int, then: Callable[[Scene], object] = lambda scene: None) -> Fault:
+    """A signal to the command, which is given again, after something else has happened to what it left."""
 
     def fault(command: Command, step: int) -> float:
         process = command.start()
@@ -197,8 +199,7 @@ def of_driver(number: signal.Signals, code: int, *, damaged: bool = False) -> Fa
         process.send_signal(number)
         if (ended := command.ended()) != code:
             raise RuntimeError(f"exit code {ended} instead of {code}: {command.tail()}")
-        if damaged:
-            faults.damage_newest(scene)
+        then(scene)
         command.start()
         _ends_well(command)
         return moment
@@ -234,7 +235,8 @@ FAULTS: dict[str, Fault] = {
     "none": inside(lambda scene: None),
     **{name: inside(hit) for name, hit in faults.INSIDE.items()},
     "driver killed": of_driver(signal.SIGKILL, -signal.SIGKILL),
-    "driver killed, newest checkpoint truncated": of_driver(signal.SIGKILL, -signal.SIGKILL, damaged=True),
+    "driver killed, newest checkpoint truncated": of_driver(signal.SIGKILL, -signal.SIGKILL, faults.damage_newest),
+    LOST: of_driver(signal.SIGKILL, -signal.SIGKILL, faults.lose_folder),
     "SIGTERM": of_driver(signal.SIGTERM, 128 + signal.SIGTERM),
     "MLflow away for a while": server_away(for_good=False),
     "MLflow away until the next command": server_away(for_good=True),
@@ -262,6 +264,8 @@ def attempt(name: str, folder: Path, step: int) -> Tried:
         changes: dict[str, object] = {}
         if name.startswith("MLflow"):
             changes["tracking"] = {"uri": f"http://127.0.0.1:{free_port()}"}
+        if name == LOST:
+            changes["train"] = {"checkpoint_store": str(folder / "copies")}
         if name in NODE_FAULTS:
             nodes = stack.enter_context(Nodes.started(folder))
             environment |= nodes.environment

@@ -198,7 +198,7 @@ def _train(
     newest = trainer.latest_checkpoint(cfg, stages.say)
     known = trainer.resumable_state(cfg, data.plan, newest) if newest and record.is_file() else None
     if newest and known and (known.step >= cfg.train.steps or stopped_early(cfg, known)):
-        stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
+        stages.say(f"already trained ({newest.name}): choose another --name to train afresh")
         return newest, Training(**json.loads(record.read_text("utf-8")))
     meter = _Meter()
     started = time.perf_counter()
