@@ -90,11 +90,12 @@ class Uploads:
                     self._failed(copies, error)
                     pause = min(self._retry_seconds, 1.0) if self._closed else self._retry_seconds
                     continue
-            pause = 0.0
-            if self._error:
-                self._tell(f"{copies.address} takes copies again")
-            with self._changed:
+            else:
+                if self._error:
+                    self._tell(f"{copies.address} takes copies again")
                 self._error = ""
+            pause = 0.0
+            with self._changed:
                 if self._waiting == checkpoint:
                     self._waiting = None
                 self._changed.notify_all()

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from benchmarks.faults import lines, problems_of_samples
 from ito_ray.config.load import to_yaml
 from ito_ray.config.schema import Config
-from ito_ray.runtime import trainer
+from ito_ray.runtime import trainer, upload
 from ito_ray.runtime.preflight import plan_data
 from ito_ray.tracking.run import resolve_store
 from ito_ray.training.stored import open_copies
@@ -60,7 +60,9 @@ def _killed_when_its_copy_is_there(cfg: Config, tmp: Path, last: Path) -> None:
     process.wait()
 
 
-def test_a_lost_folder_is_brought_back(tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_folder_is_brought_back(
+    tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = {"steps": STEPS, "checkpoint_every": EVERY, "checkpoint_store": store.url("copies")}
     cfg = small_config(tmp_path, train=train)
     run, copied = tmp_path / "runs" / cfg.name, tmp_path / "bucket" / "copies" / cfg.name
@@ -96,3 +98,14 @@ def test_a_lost_folder_is_brought_back(tmp_path: Path, store: Store, capsys: pyt
     assert copies.get(newest.name, tmp_path / "got") == ""
     for path in newest.iterdir():
         assert (tmp_path / "got" / path.name).read_bytes() == path.read_bytes()
+
+    shutil.rmtree(copied / newest.name)
+    monkeypatch.setattr(upload, "PATIENCE_SECONDS", 1.0)
+    store.fault = lambda method, key: 503 if method == "POST" and newest.name in key else None
+    assert recorded.main(_arguments(cfg, tmp_path, stop=0)) == 2
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    assert f"has no copy of {newest.name}" in " ".join(said.split()) and "already trained" in said
+    store.fault = lambda method, key: None
+    assert recorded.main(_arguments(cfg, tmp_path, stop=0)) == 0, "the same command copies it"
+    assert copies.whole()[0] == newest.name
