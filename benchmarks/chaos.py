@@ -41,6 +41,8 @@ TRAIN = {"steps": 60, "checkpoint_every": 10, "keep_checkpoints": 3}
 EARLIEST, LATEST = 12, 48
 """Steps between which a fault hits."""
 AWAY_SECONDS = 15.0
+LOST = "driver killed, run's folder lost"
+"""The only fault that needs copies of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def inside(hit: Callable[[Scene], object]) -> Fault:
     return fault
 
 
-def of_driver(number: signal.Signals, code: int, *, damaged: bool = False) -> Fault:
-    """A signal to the command, which is given again."""
+def of_driver(number: signal.Signals, code: int, then: Callable[[Scene], object] = lambda scene: None) -> Fault:
+    """A signal to the command, which is given again, after something else has happened to what it left."""
 
     def fault(command: Command, step: int) -> float:
         process = command.start()
@@ -99,8 +101,7 @@ def of_driver(number: signal.Signals, code: int, *, damaged: bool = False) -> Fa
         process.send_signal(number)
         if (ended := command.ended()) != code:
             raise RuntimeError(f"exit code {ended} instead of {code}: {command.tail()}")
-        if damaged:
-            faults.damage_newest(scene)
+        then(scene)
         command.start()
         command.ends_well()
         return moment
@@ -136,7 +137,8 @@ FAULTS: dict[str, Fault] = {
     "none": inside(lambda scene: None),
     **{name: inside(hit) for name, hit in faults.INSIDE.items()},
     "driver killed": of_driver(signal.SIGKILL, -signal.SIGKILL),
-    "driver killed, newest checkpoint truncated": of_driver(signal.SIGKILL, -signal.SIGKILL, damaged=True),
+    "driver killed, newest checkpoint truncated": of_driver(signal.SIGKILL, -signal.SIGKILL, faults.damage_newest),
+    LOST: of_driver(signal.SIGKILL, -signal.SIGKILL, faults.lose_folder),
     "SIGTERM": of_driver(signal.SIGTERM, 128 + signal.SIGTERM),
     "MLflow away for a while": server_away(for_good=False),
     "MLflow away until the next command": server_away(for_good=True),
@@ -151,6 +153,8 @@ def attempt(name: str, folder: Path, step: int) -> Tried:
         changes: dict[str, Mapping[str, object]] = {"train": TRAIN}
         if name.startswith("MLflow"):
             changes["tracking"] = {"uri": f"http://127.0.0.1:{free_port()}"}
+        if name == LOST:
+            changes["train"] = {**TRAIN, "checkpoint_store": str(folder / "copies")}
         if name in NODE_FAULTS:
             nodes = stack.enter_context(Nodes.started(folder))
             environment |= nodes.environment

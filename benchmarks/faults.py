@@ -12,6 +12,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -124,6 +125,11 @@ def damage_newest(scene: Scene) -> Path:
     weights = max(newest.glob("method*.safetensors"), key=lambda path: path.stat().st_size)
     os.truncate(weights, weights.stat().st_size // 2)
     return newest
+
+
+def lose_folder(scene: Scene) -> None:
+    """All that the run has on its own disk; MLflow's store and the copies of checkpoints are elsewhere."""
+    shutil.rmtree(scene.folder)
 
 
 def damage_newest_and_kill_worker(scene: Scene) -> None:

@@ -266,8 +266,22 @@ class TrainConfig(Section):
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
+    checkpoint_store: str = ""
+    """Copy every checkpoint to a second place too, while training goes on: s3://bucket/copies, gs://bucket/copies or a
+    folder of another disk. A run whose own folder has lost its newest checkpoints goes on from the newest whole copy in
+    `<checkpoint_store>/<name>`. Empty: no copies. Does nothing in the trials of a sweep."""
     max_failures: NonNegativeInt = 3
     """Restarts after a worker or node is lost."""
+
+    @model_validator(mode="after")
+    def _store_is_known(self) -> TrainConfig:
+        scheme, separator, _ = self.checkpoint_store.partition("://")
+        if separator and scheme not in ("s3", "gs"):
+            raise ConfigError(
+                f"train.checkpoint_store={self.checkpoint_store} is no place for copies: give an s3:// or gs:// "
+                "address, or a folder."
+            )
+        return self
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ito_ray.config.schema import Config
 from ito_ray.data import job_folder, quarantine
-from ito_ray.errors import TrackingError
+from ito_ray.errors import TrackingError, UnreadableError
 from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
@@ -30,6 +30,8 @@ from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.feed import bytes_ahead
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.runtime.restore import restore
+from ito_ray.runtime.upload import Uploads
 from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
@@ -108,6 +110,7 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
     with stages.stage("Check data, model and cluster"):
         preflight.require_evaluation(cfg)
         data = preflight.plan_data(cfg)
+        restore(cfg, stages.say)
         tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
         encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
         cluster.connect(verbose=verbose)
@@ -117,12 +120,13 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
         if tags:
             tracked.set_tags(dict(tags))
-        outbox = Outbox(tracked, folder / JOURNAL)
+        outbox, uploads = Outbox(tracked, folder / JOURNAL), Uploads(cfg, stages.say)
         _describe(stages, cfg, data, encoder)
 
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):
-            newest, training = _train(cfg, recipe, data, folder, outbox, stages)
+            newest, training = _train(cfg, recipe, data, folder, outbox, uploads, stages)
+            uploads.offer(newest)
             chosen = best.choose(cfg, newest)
             stages.say(f"{chosen.stopped}{'; ' if chosen.stopped else ''}the checkpoint that ships: {chosen.why}")
         with stages.stage("Export the encoder without fusion and check it in a fresh process"):
@@ -145,10 +149,16 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
             registered = _register(cfg, verified, report, tracked, identity.digest, chosen)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
+        deadline = time.monotonic() + FAREWELL_SECONDS
         outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", patience=FAREWELL_SECONDS)
+        if not uploads.finish(deadline - time.monotonic()):
+            stages.say(uploads.complaint())
         raise
+    copied = uploads.finish()
     if not outbox.finish():
         raise TrackingError(outbox.complaint())
+    if not copied:
+        raise UnreadableError(uploads.complaint())
     return Outcome(verified.folder, registered, report, verified, training, page, tracked, chosen)
 
 
@@ -181,14 +191,20 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
 
 
 def _train(
-    cfg: Config, recipe: str, data: preflight.TrainingData, folder: Path, outbox: Outbox, stages: Stages
+    cfg: Config,
+    recipe: str,
+    data: preflight.TrainingData,
+    folder: Path,
+    outbox: Outbox,
+    uploads: Uploads,
+    stages: Stages,
 ) -> tuple[Path, Training]:
     """The last checkpoint and what training measured; at once if the run has taken all its steps before."""
     record = folder / "training.json"
     newest = trainer.latest_checkpoint(cfg, stages.say)
     known = trainer.resumable_state(cfg, data.plan, newest) if newest and record.is_file() else None
     if newest and known and (known.step >= cfg.train.steps or stopped_early(cfg, known)):
-        stages.say(f"already trained ({newest.name}): remove {folder} or choose another --name to train afresh")
+        stages.say(f"already trained ({newest.name}): choose another --name to train afresh")
         return newest, Training(**json.loads(record.read_text("utf-8")))
     meter = _Meter()
     started = time.perf_counter()
@@ -200,7 +216,14 @@ def _train(
             meter.add(metrics)
 
         try:
-            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics, tell=stages.say)
+            trained = trainer.fit(
+                cfg,
+                data,
+                TokenizerFiles.read(folder / "tokenizer"),
+                on_metrics,
+                tell=stages.say,
+                on_checkpoint=uploads.offer,
+            )
         finally:
             _keep_quarantine(folder, outbox, stages)
     stages.table(trained.accounts)

@@ -33,6 +33,8 @@ class News:
     """Why the run must stop; for a user."""
     ends_soon: bool = False
     """The stream has few entries left, and the run needs more."""
+    checkpoint: str = ""
+    """The newest that is registered, or ""."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Monitor:
         """Forget the first `logged` metrics, which the driver has passed on, and hand out the others."""
         del self._metrics[:logged]
         ends_soon = self._last_but_few is not None and self._newest >= self._last_but_few
-        return News(self._metrics, self._total, self._fatal, ends_soon)
+        return News(self._metrics, self._total, self._fatal, ends_soon, self._checkpoint)
 
 
 MonitorHandle = Any

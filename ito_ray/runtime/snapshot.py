@@ -61,9 +61,23 @@ def set_aside(checkpoint: Path) -> Path:
     return kept
 
 
+def add(run: Path, checkpoint: str) -> None:
+    """Put a checkpoint, which is in the run's folder by this name, on the list as the newest."""
+    if not (run / SNAPSHOT).is_file():
+        begin(run, checkpoint)
+        return
+    document = json.loads((run / SNAPSHOT).read_text("utf-8"))
+    result = _result(checkpoint)
+    document["checkpoint_results"].append(result)
+    document["checkpoint_report_indices"].append(document["current_report_index"])
+    document["current_report_index"] += 1
+    document["latest_checkpoint_result"] = result
+    _replace(run, document)
+
+
 def begin(run: Path, checkpoint: str) -> None:
     """Write the list of a run that starts from one checkpoint, which is in its folder by this name."""
-    result = {"version": 0, "checkpoint_dir_name": checkpoint, "metrics": {}}
+    result = _result(checkpoint)
     document = {
         "ray_version": ray.__version__,
         "checkpoint_results": [result],
@@ -97,6 +111,14 @@ def _forget(run: Path, names: list[str]) -> None:
     for key, value in document.items():
         if key.endswith("_checkpoint_dir_names"):
             document[key] = [name for name in value if name not in names]
+    _replace(run, document)
+
+
+def _result(checkpoint: str) -> dict[str, Any]:
+    return {"version": 0, "checkpoint_dir_name": checkpoint, "metrics": {}}
+
+
+def _replace(run: Path, document: dict[str, Any]) -> None:
     partial = run / f".{SNAPSHOT}"
     partial.write_text(json.dumps(document), encoding="utf-8")
     partial.replace(run / SNAPSHOT)

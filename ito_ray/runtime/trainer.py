@@ -40,6 +40,7 @@ OnMetrics = Callable[[int, dict[str, float]], None]
 Judge = Callable[[int, dict[str, float]], bool]
 """Given an evaluation, whether training goes on."""
 Tell = Callable[[str], None]
+OnCheckpoint = Callable[[Path], object]
 _log: Tell = logging.getLogger(__name__).warning
 
 
@@ -116,6 +117,7 @@ def fit(
     on_metrics: OnMetrics,
     judge: Judge | None = None,
     tell: Tell = _log,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> Trained:
     """Train until `train.steps`, from the newest good checkpoint if there is one.
 
@@ -127,6 +129,8 @@ def fit(
         judge: asked after every evaluation, then one at `train.steps` too, while the workers wait; on False they
             leave a checkpoint and training ends there.
         tell: called with a sentence for each such start, and for each checkpoint that is damaged.
+        on_checkpoint: called with the newest registered checkpoint, again and again; Ray Train removes it when newer
+            ones are there.
 
     Raises:
         DataError, ConfigError: what the workers found and a user can mend.
@@ -135,7 +139,7 @@ def fit(
     failures = 0
     while True:
         try:
-            return _attempt(cfg, data, tokenizer, on_metrics, judge, tell)
+            return _attempt(cfg, data, tokenizer, on_metrics, judge, tell, on_checkpoint)
         except _StreamEnds as ends:
             tell(f"{ends}: going on with the next one from its last checkpoint")
         except _Lost as lost:
@@ -149,7 +153,13 @@ def fit(
 
 
 def _attempt(
-    cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, on_metrics: OnMetrics, judge: Judge | None, tell: Tell
+    cfg: Config,
+    data: TrainingData,
+    tokenizer: TokenizerFiles,
+    on_metrics: OnMetrics,
+    judge: Judge | None,
+    tell: Tell,
+    on_checkpoint: OnCheckpoint | None,
 ) -> Trained:
     """One life of Ray Train's controller and of the monitor.
 
@@ -169,7 +179,7 @@ def _attempt(
 
     stop = threading.Event()
     pool = ThreadPoolExecutor(1)
-    relay = pool.submit(_relay, monitor, on_metrics, judge, stop, tell)
+    relay = pool.submit(_relay, monitor, on_metrics, judge, stop, tell, on_checkpoint)
     failure: Exception | None = None
     try:
         halt.fit(trainer.fit, monitor, tell)
@@ -285,7 +295,12 @@ def _trainer(
 
 
 def _relay(
-    monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event, tell: Tell
+    monitor: MonitorHandle,
+    on_metrics: OnMetrics,
+    judge: Judge | None,
+    stop: threading.Event,
+    tell: Tell,
+    on_checkpoint: OnCheckpoint | None,
 ) -> bool:
     """Hand rank 0's metrics to the driver until `stop`, and once more after it; take the judge's word back.
 
@@ -295,7 +310,7 @@ def _relay(
         Whether the workers were told to end because the stream does, and not by the judge.
     """
     try:
-        return _pass_on(monitor, on_metrics, judge, stop, tell)
+        return _pass_on(monitor, on_metrics, judge, stop, tell, on_checkpoint)
     except BaseException:
         with suppress(RayActorError):
             ray.get(monitor.decide.remote(None, False))
@@ -303,7 +318,12 @@ def _relay(
 
 
 def _pass_on(
-    monitor: MonitorHandle, on_metrics: OnMetrics, judge: Judge | None, stop: threading.Event, tell: Tell
+    monitor: MonitorHandle,
+    on_metrics: OnMetrics,
+    judge: Judge | None,
+    stop: threading.Event,
+    tell: Tell,
+    on_checkpoint: OnCheckpoint | None,
 ) -> bool:
     finished, logged, drains = False, 0, halt.Drains()
     stream_ends, goes_on = False, True
@@ -312,6 +332,8 @@ def _pass_on(
         if drains.new() and ray.get(monitor.halt.remote("checkpoint")):
             tell("a node will be taken away: leaving a checkpoint")
         news: News = ray.get(monitor.drain.remote(logged))
+        if on_checkpoint and news.checkpoint:
+            on_checkpoint(Path(news.checkpoint))
         for step, metrics in news.metrics:
             on_metrics(step, metrics)
             if judge and is_evaluation(metrics):

@@ -78,7 +78,9 @@ def test_a_foreign_model_card_is_refused(tmp_path: Path) -> None:
 
 def test_the_settings_of_a_recipe() -> None:
     facts = training_facts(icons_cpu(), 310)
-    assert facts["method"] == "ito, fusion weight 2, 50 % of captions hidden from the fusion, 2 views, 1 captions a sample"
+    assert (
+        facts["method"] == "ito, fusion weight 2, 50 % of captions hidden from the fusion, 2 views, 1 captions a sample"
+    )
     assert facts["steps"] == "310 of 128 pairs"
     clip = overlay(icons_cpu(), {"method": {"name": "clip"}, "data": {"views": {"count": 1}}}, source="test")
     assert training_facts(clip, 310)["method"] == "clip, 1 views, 1 captions a sample"
