@@ -74,10 +74,8 @@ class Store:
             return _send(request, 200, self._listed(query))
         if method not in ("HEAD", "GET"):
             return _send(request, 200, self._changed(method, key, query, sent), {"ETag": '"x"'})
-        if not key:  # the bucket
-            return _send(request, 200, b"")
         path = self.folder / key
-        if not path.is_file():
+        if not key or not path.is_file():
             return _send(request, 404, b"" if method == "HEAD" else b"<Error><Code>NoSuchKey</Code></Error>")
         data = path.read_bytes()
         status, headers = 200, {"ETag": '"x"', "Last-Modified": "Sun, 22 Nov 2026 00:00:00 GMT"}
