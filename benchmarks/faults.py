@@ -66,6 +66,17 @@ class Scene:
         """One of them, as soon as there is one."""
         return self.draw.choice(until(lambda: self.processes(title), f"a process {title}", pause=0.01))
 
+    def latest(self, title: str) -> psutil.Process:
+        """The one that began last: that of a start before may take a while to end, and nothing depends on it."""
+
+        def began(process: psutil.Process) -> float:
+            try:
+                return float(process.create_time())
+            except psutil.Error:  # it has just ended
+                return 0.0
+
+        return max(until(lambda: self.processes(title), f"a process {title}", pause=0.01), key=began)
+
     def step(self) -> int:
         """The newest step that a rank took."""
         return newest_step(self.record.glob("*.jsonl"))
@@ -106,17 +117,17 @@ def kill_data_worker(scene: Scene) -> None:
 
 def kill_coordinator(scene: Scene) -> None:
     """kill -9 of the actor that deals blocks to the ranks and schedules Ray Data's tasks."""
-    scene.one("ray::SplitCoordinator").kill()
+    scene.latest("ray::SplitCoordinator").kill()
 
 
 def kill_controller(scene: Scene) -> None:
     """kill -9 of Ray Train's controller."""
-    scene.one("ray::TrainController").kill()
+    scene.latest("ray::TrainController").kill()
 
 
 def kill_monitor(scene: Scene) -> None:
     """kill -9 of the actor that keeps the run's accounts."""
-    scene.one("ray::Monitor").kill()
+    scene.latest("ray::Monitor").kill()
 
 
 def damage_newest(scene: Scene) -> Path:
