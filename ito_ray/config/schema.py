@@ -267,9 +267,8 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
     checkpoint_store: str = ""
-    """Copy every checkpoint to a second place too, while training goes on: s3://bucket/copies, gs://bucket/copies or a
-    folder of another disk. A run whose own folder has lost its newest checkpoints goes on from the newest whole copy in
-    `<checkpoint_store>/<name>`. Empty: no copies. Does nothing in the trials of a sweep."""
+    """Copy checkpoints to a second place while training goes on: s3://…, gs://… or a folder of another disk. A run that
+    has lost its newest ones goes on from the copy in `<checkpoint_store>/<name>`. Does nothing in a sweep's trials."""
     max_failures: NonNegativeInt = 3
     """Restarts after a worker or node is lost."""
 
