@@ -216,14 +216,8 @@ def _train(
             meter.add(metrics)
 
         try:
-            trained = trainer.fit(
-                cfg,
-                data,
-                TokenizerFiles.read(folder / "tokenizer"),
-                on_metrics,
-                tell=stages.say,
-                on_checkpoint=uploads.offer,
-            )
+            listener = trainer.Listener(on_metrics, tell=stages.say, on_checkpoint=uploads.offer)
+            trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), listener)
         finally:
             _keep_quarantine(folder, outbox, stages)
     stages.table(trained.accounts)

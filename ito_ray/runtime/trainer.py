@@ -40,8 +40,26 @@ OnMetrics = Callable[[int, dict[str, float]], None]
 Judge = Callable[[int, dict[str, float]], bool]
 """Given an evaluation, whether training goes on."""
 Tell = Callable[[str], None]
-OnCheckpoint = Callable[[Path], object]
 _log: Tell = logging.getLogger(__name__).warning
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a run in the driver's process; one thread calls, in the order of what happens."""
+
+    on_metrics: OnMetrics
+    """Gets (step, metrics). Those that a killed driver may not have passed on come once more."""
+    judge: Judge | None = None
+    """Asked after every evaluation, then one at `train.steps` too, while the workers wait; on False they leave a
+    checkpoint and training ends there."""
+    tell: Tell = _log
+    """Gets a sentence for each new start, and for each checkpoint that is damaged."""
+    on_checkpoint: Callable[[Path], object] = lambda newest: None
+    """Gets the newest registered checkpoint, again and again; Ray Train removes it when newer ones are there."""
+
+    def judged(self, step: int, metrics: dict[str, float]) -> bool | None:
+        """Whether training goes on, if these are an evaluation's and there is a judge."""
+        return self.judge(step, metrics) if self.judge and is_evaluation(metrics) else None
 
 
 @dataclass(frozen=True)
@@ -110,27 +128,11 @@ def resumable_state(cfg: Config, plan: ShardPlan, newest: Path) -> State:
     return state
 
 
-def fit(
-    cfg: Config,
-    data: TrainingData,
-    tokenizer: TokenizerFiles,
-    on_metrics: OnMetrics,
-    judge: Judge | None = None,
-    tell: Tell = _log,
-    on_checkpoint: OnCheckpoint | None = None,
-) -> Trained:
+def fit(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, listener: Listener) -> Trained:
     """Train until `train.steps`, from the newest good checkpoint if there is one.
 
     Ray Train starts lost workers again. When its controller is lost, or our monitor, or the checkpoint that it would
     start from is damaged, all of it is started anew here, as often as workers may fail.
-
-    Args:
-        on_metrics: called in this process with (step, metrics) in order.
-        judge: asked after every evaluation, then one at `train.steps` too, while the workers wait; on False they
-            leave a checkpoint and training ends there.
-        tell: called with a sentence for each such start, and for each checkpoint that is damaged.
-        on_checkpoint: called with the newest registered checkpoint, again and again; Ray Train removes it when newer
-            ones are there.
 
     Raises:
         DataError, ConfigError: what the workers found and a user can mend.
@@ -139,9 +141,9 @@ def fit(
     failures = 0
     while True:
         try:
-            return _attempt(cfg, data, tokenizer, on_metrics, judge, tell, on_checkpoint)
+            return _attempt(cfg, data, tokenizer, listener)
         except _StreamEnds as ends:
-            tell(f"{ends}: going on with the next one from its last checkpoint")
+            listener.tell(f"{ends}: going on with the next one from its last checkpoint")
         except _Lost as lost:
             failures += 1
             if failures > cfg.train.max_failures:
@@ -149,40 +151,32 @@ def fit(
                     f"Training was given up: {lost}. Rerun the same command to go on from the last checkpoint; "
                     "--verbose shows Ray's log."
                 ) from lost
-            tell(f"{lost}: starting again from the last checkpoint")
+            listener.tell(f"{lost}: starting again from the last checkpoint")
 
 
-def _attempt(
-    cfg: Config,
-    data: TrainingData,
-    tokenizer: TokenizerFiles,
-    on_metrics: OnMetrics,
-    judge: Judge | None,
-    tell: Tell,
-    on_checkpoint: OnCheckpoint | None,
-) -> Trained:
+def _attempt(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, listener: Listener) -> Trained:
     """One life of Ray Train's controller and of the monitor.
 
     Raises:
         _Lost: another one may do better.
         _StreamEnds: another one goes on.
     """
-    newest = latest_checkpoint(cfg, tell)
+    newest = latest_checkpoint(cfg, listener.tell)
     resumed = resumable_state(cfg, data.plan, newest) if newest else None
     for step, metrics in resumed.metrics if resumed else ():
-        on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
-        if judge and newest and is_evaluation(metrics) and not judge(step, metrics):
+        listener.on_metrics(step, metrics)  # the driver before us may have been killed with them in hand
+        if newest and listener.judged(step, metrics) is False:
             return Trained(newest, {})
     monitor = start_monitor(cfg, data.plan, resumed)
     ray.get(monitor.committed.remote(str(newest or "")))
-    trainer = _trainer(cfg, data, tokenizer, monitor, judged=judge is not None)
+    trainer = _trainer(cfg, data, tokenizer, monitor, judged=listener.judge is not None)
 
     stop = threading.Event()
     pool = ThreadPoolExecutor(1)
-    relay = pool.submit(_relay, monitor, on_metrics, judge, stop, tell, on_checkpoint)
+    relay = pool.submit(_relay, monitor, listener, stop)
     failure: Exception | None = None
     try:
-        halt.fit(trainer.fit, monitor, tell)
+        halt.fit(trainer.fit, monitor, listener.tell)
     except (ray.train.TrainingFailedError, RayActorError) as error:
         failure = error
     finally:
@@ -294,14 +288,7 @@ def _trainer(
     return trainer
 
 
-def _relay(
-    monitor: MonitorHandle,
-    on_metrics: OnMetrics,
-    judge: Judge | None,
-    stop: threading.Event,
-    tell: Tell,
-    on_checkpoint: OnCheckpoint | None,
-) -> bool:
+def _relay(monitor: MonitorHandle, listener: Listener, stop: threading.Event) -> bool:
     """Hand rank 0's metrics to the driver until `stop`, and once more after it; take the judge's word back.
 
     The workers wait for that word, so whatever keeps it from them must end them too.
@@ -310,35 +297,28 @@ def _relay(
         Whether the workers were told to end because the stream does, and not by the judge.
     """
     try:
-        return _pass_on(monitor, on_metrics, judge, stop, tell, on_checkpoint)
+        return _pass_on(monitor, listener, stop)
     except BaseException:
         with suppress(RayActorError):
             ray.get(monitor.decide.remote(None, False))
         raise
 
 
-def _pass_on(
-    monitor: MonitorHandle,
-    on_metrics: OnMetrics,
-    judge: Judge | None,
-    stop: threading.Event,
-    tell: Tell,
-    on_checkpoint: OnCheckpoint | None,
-) -> bool:
+def _pass_on(monitor: MonitorHandle, listener: Listener, stop: threading.Event) -> bool:
     finished, logged, drains = False, 0, halt.Drains()
     stream_ends, goes_on = False, True
     while not finished:
         finished = stop.wait(POLL_SECONDS)
         if drains.new() and ray.get(monitor.halt.remote("checkpoint")):
-            tell("a node will be taken away: leaving a checkpoint")
+            listener.tell("a node will be taken away: leaving a checkpoint")
         news: News = ray.get(monitor.drain.remote(logged))
-        if on_checkpoint and news.checkpoint:
-            on_checkpoint(Path(news.checkpoint))
+        if news.checkpoint:
+            listener.on_checkpoint(Path(news.checkpoint))
         for step, metrics in news.metrics:
-            on_metrics(step, metrics)
-            if judge and is_evaluation(metrics):
-                goes_on = judge(step, metrics)
-                ray.get(monitor.decide.remote(step, goes_on))
+            listener.on_metrics(step, metrics)
+            if (word := listener.judged(step, metrics)) is not None:
+                goes_on = word
+                ray.get(monitor.decide.remote(step, word))
         logged = len(news.metrics)
         if news.ends_soon and not stream_ends:
             stream_ends = ray.get(monitor.halt.remote("stop"))

@@ -73,7 +73,7 @@ def _deliver(outbox: Outbox) -> None:
         raise ClusterError(str(error)) from error
 
 
-Train = Callable[[Config, trainer.OnMetrics, trainer.Judge], trainer.Trained]
+Train = Callable[[Config, trainer.Listener], trainer.Trained]
 
 
 def _prepared(order: Order) -> tuple[Any, Train]:
@@ -85,7 +85,7 @@ def _prepared(order: Order) -> tuple[Any, Train]:
         preflight.prepare_tokenizer(cfg, data.plan, folder)
         tokenizer = TokenizerFiles.read(folder)
     identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
-    return identity, lambda now, on_metrics, judge: trainer.fit(now, data, tokenizer, on_metrics, judge)
+    return identity, lambda now, listener: trainer.fit(now, data, tokenizer, listener)
 
 
 class _Judged:
@@ -113,7 +113,7 @@ class _Judged:
     def _last_word(self, train: Train) -> Word:
         """The one that ended training; "" if it went to its end."""
         self._word = ""
-        train(self._cfg, self._on_metrics, self._judge)
+        train(self._cfg, trainer.Listener(self._on_metrics, self._judge))
         return self._word
 
     def _on_metrics(self, step: int, metrics: dict[str, float]) -> None:

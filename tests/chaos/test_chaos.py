@@ -72,7 +72,8 @@ def test_a_run_survives_worker_checkpoint_and_controller(tmp_path: Path) -> None
     scene = Scene(cfg, record, os.getpid(), random.Random(0))
     with recording(record, pace=PACE), ThreadPoolExecutor(1) as pool:
         hits = pool.submit(_hit, scene)
-        trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics, tell=told.append)
+        listener = trainer.Listener(on_metrics, tell=told.append)
+        trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), listener)
         (damaged,) = hits.result()
 
     assert problems_of_samples(cfg, record, data.plan, trained.checkpoint, passes=5) == []

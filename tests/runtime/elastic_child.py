@@ -71,7 +71,7 @@ def _fit(cfg: Config, record: Path) -> tuple[Path, TrackedRun, list[int]]:
     with recording(
         record, pace=0.05, holds={(1, SEEN): "seen", **dict.fromkeys(((1, NO_FURTHER), (2, LOST)), "never")}
     ):
-        trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), on_metrics)
+        trained = trainer.fit(cfg, data, TokenizerFiles.read(folder / "tokenizer"), trainer.Listener(on_metrics))
     return trained.checkpoint, tracked, told
 
 

@@ -156,9 +156,8 @@ def test_a_run_of_more_entries_than_one_stream_holds_goes_on_with_the_next(
     record = tmp_path / "record"
     record.mkdir()
     with recording(record, pace=0.6):  # the driver looks twice a second whether the stream ends soon
-        trained = trainer.fit(
-            cfg, data, _tokenizer(tmp_path / "tokenizer"), lambda step, _: logged.append(step), tell=said.append
-        )
+        listener = trainer.Listener(lambda step, _: logged.append(step), tell=said.append)
+        trained = trainer.fit(cfg, data, _tokenizer(tmp_path / "tokenizer"), listener)
     assert len(said) >= 1 and all("a stream of 24 blocks is read at step" in one for one in said), said
     assert read_state(trained.checkpoint).step == steps
     assert set(logged) >= set(range(1, steps + 1)), "those of the last checkpoint may come twice"
