@@ -1,7 +1,8 @@
 """A sweep on a cluster that grows for it: a head without CPUs, nodes that come when trials wait and leave when idle.
 
     python -m benchmarks.autoscale -- --recipe icons_cpu --space ito_lambda --points 6 --confirm 0 --name grown \
-        --train.steps 30 --optim.warmup-steps 10 --train.workers 1 --train.cpus-per-worker 1 --output demo/grown
+        --train.steps 30 --optim.warmup-steps 10 --train.workers 1 --train.cpus-per-worker 1 \
+        --train.wait-minutes 5 --output demo/grown
 
 Nodes are processes on this machine (Ray's fake multi-node provider, autoscaler v2), on ports and in a folder of their
 own; only they are ended afterwards. What stands after `--` is the command line of tune.search. Printed: the number of
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.util.state import list_nodes
 from rich.console import Console
 
@@ -84,10 +85,10 @@ def configuration(arguments: Arguments) -> dict[str, Any]:
             "head_node_id": FAKE_HEAD_NODE_ID,
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "worker": worker,
         },
-        "head_node_type": "head",
+        "head_node_type": FAKE_HEAD_NODE_TYPE,  # under another name its autoscaler only fails
         "auth": {},
         "docker": {},
         "file_mounts": {},
@@ -175,6 +176,7 @@ def run(arguments: Arguments, words: Sequence[str], console: Console) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or the cluster would stay
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
     parsed = tyro.cli(Arguments, prog="python -m benchmarks.autoscale", description=__doc__, args=given[:cut])
