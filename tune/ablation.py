@@ -46,7 +46,8 @@ class Run:
     fix: tuple[str, ...] = field(default=())
     """Change a field of all arms: train.steps=1600 optim.warmup_steps=400."""
     concurrent: int = 0
-    """Trials side by side; 0 = as many as fit."""
+    """Trials side by side; 0 = as many as fit. With --fix train.wait_minutes=15, as many as fit when the cluster has
+    grown: it is asked for room for so many."""
     data_cpus: float = 0.5
     """CPUs that each trial leaves to Ray Data."""
 

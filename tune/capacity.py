@@ -152,22 +152,27 @@ class Capacity:
     need: Need
 
     def __str__(self) -> str:
-        grown = f", {self.at_most} when the cluster has grown to its maximum" if self.at_most > self.now else ""
-        return f"{self.now} trials fit now{grown}; each needs {self.need}"
+        fit = "1 trial fits" if self.now == 1 else f"{self.now} trials fit"
+        grown = f", {self.at_most} when the cluster has grown" if self.at_most > self.now else ""
+        return f"{fit} now{grown}; each needs {self.need}"
 
 
-def require_capacity(need: Need, concurrent: int) -> Capacity:
+def require_capacity(cfg: Config, data_cpus: float, concurrent: int) -> Capacity:
     """
     Args:
-        concurrent: as asked for; 0 = as many as fit.
+        concurrent: as asked for; 0 = as many as fit. With `train.wait_minutes`, which says that nodes may come, it is
+            taken to be what fits when the cluster has grown: few clusters tell how far they grow.
 
     Raises:
+        ConfigError: `train.workers` is a range.
         ClusterError: not one trial fits, or fewer than asked for.
     """
+    need = Need.of(cfg, data_cpus)
     now, most = nodes_now(), nodes_at_most()
     drivers = drivers_on_head(now)
     fit_now = min(drivers, fitting(now, need))
-    capacity = Capacity(fit_now, max(fit_now, min(drivers, fitting(most, need))), need)
+    grown = max(fitting(most, need), concurrent if cfg.train.wait_minutes else 0)
+    capacity = Capacity(fit_now, max(fit_now, min(drivers, grown)), need)
     cpus = sum(node.cpus for node in most)
     if not capacity.at_most:
         raise ClusterError(
@@ -178,6 +183,7 @@ def require_capacity(need: Need, concurrent: int) -> Capacity:
     if concurrent > capacity.at_most:
         raise ClusterError(
             f"--concurrent {concurrent}: only {capacity.at_most} trials fit, each needs {need}; with more they could "
-            "wait for each other for ever. Lower it, or add nodes."
+            "wait for each other for ever. Lower it, or add nodes. Where an autoscaler adds them, --train.wait-minutes "
+            "15 says so."
         )
     return capacity

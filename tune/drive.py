@@ -22,10 +22,11 @@ from ito_ray.errors import ItoError
 from ito_ray.runtime.cluster import release_of_the_dead
 from ito_ray.runtime.desk import Desk, Order, Word
 from ito_ray.runtime.trial import run_trial
-from tune.book import Book, Spent, State, Trial
+from tune.book import Book, Job, Spent, State, Trial
 from tune.budget import Budget
 from tune.capacity import nodes_now
 from tune.plan import Plan
+from tune.room import Room
 from tune.stopping import Stopping
 
 FAILED, STEP, VALUES = "failed", "step", "values/"
@@ -57,10 +58,11 @@ def open_desk(name: str) -> Any:
     return Desk.options(name=name).remote()  # type: ignore[attr-defined]
 
 
-def drive(sweep: Sweep, plan: Plan, folder: Path, *, concurrent: int, tick: Tick) -> None:
+def drive(sweep: Sweep, plan: Plan, folder: Path, *, room: Room, tick: Tick) -> None:
     """Run the plan to its end.
 
     Args:
+        room: says how many trials may run side by side.
         folder: for what Ray Tune writes.
         tick: called about once a second.
 
@@ -71,10 +73,10 @@ def drive(sweep: Sweep, plan: Plan, folder: Path, *, concurrent: int, tick: Tick
         return
     judge = _Judge(sweep, plan)
     config = rtune.TuneConfig(
-        search_alg=_Next(sweep, plan),
+        search_alg=_Next(sweep, plan, room),
         scheduler=judge,
         num_samples=-1,
-        max_concurrent_trials=concurrent,
+        max_concurrent_trials=room.most,
         reuse_actors=True,  # trials end by themselves, and the next one need not import everything again
         trial_dirname_creator=_directory,
         trial_name_creator=_directory,
@@ -95,6 +97,7 @@ def drive(sweep: Sweep, plan: Plan, folder: Path, *, concurrent: int, tick: Tick
             raise judge.error from error
         raise
     finally:
+        room.let_go()
         clock.count()
         tick()
 
@@ -111,22 +114,31 @@ class _Unsaved:
 
 
 class _Next(_Unsaved, RaySearcher):
-    """Gives Ray Tune the plan's trials."""
+    """Gives Ray Tune the plan's trials, each when there is room for it."""
 
-    def __init__(self, sweep: Sweep, plan: Plan) -> None:
+    def __init__(self, sweep: Sweep, plan: Plan, room: Room) -> None:
         super().__init__(metric=STEP, mode="max")
-        self._sweep, self._plan = sweep, plan
+        self._sweep, self._plan, self._room = sweep, plan, room
         self._keys: dict[str, str] = {}
+        self._running: set[str] = set()
+        self._job: Job | None = None
+        """The next one, while it waits for room."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        job = self._plan.next()
-        if job is None:
+        self._job = self._job or self._plan.next()
+        if self._job is None:
+            self._room.let_go()
             return self.FINISHED if self._plan.is_finished else None
+        if not self._room.for_one_more(len(self._running)):
+            return None
+        job, self._job = self._job, None
+        self._running.add(trial_id)
         ray.get(self._sweep.desk.place.remote(job.key, self._sweep.order(self._sweep.book.trials[job.key])))
         self._keys[trial_id] = job.key
         return {"trial": job.key, "desk": self._sweep.desk_name}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._running.discard(trial_id)
         trial = self._sweep.book.trials[self._keys[trial_id]]
         if trial.state == "open" and not trial.due:
             self._sweep.book.ended(trial.job.key, "crashed", f"lost after {trial.steps:,} steps, {1 + RESTARTS} times")

@@ -53,7 +53,8 @@ class SearchOptions(Options):
     test: tuple[str, ...] = ()
     """Shards of pairs that the search never reads; the confirmed ones are measured on them once, at the end."""
     concurrent: int = 0
-    """Trials side by side; 0 = as many as fit."""
+    """Trials side by side; 0 = as many as fit. With --train.wait-minutes, as many as fit when the cluster has grown:
+    it is asked for room for so many."""
     data_cpus: float = 1.0
     """CPUs that each trial leaves to Ray Data."""
     budget: Budget = field(default_factory=Budget)

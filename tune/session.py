@@ -20,7 +20,7 @@ from ito_ray.tracking.run import TrackedRun
 from ito_ray.tracking.sweep import child_tags, settle
 from tune.axes import Space
 from tune.book import BOOK, Book, Phase, Trial
-from tune.capacity import Need, require_capacity
+from tune.capacity import require_capacity
 from tune.decision import Decision, confirmation_jobs, decide
 from tune.drive import Sweep, drive, open_desk
 from tune.final_test import measure_test, require_separate_test
@@ -30,6 +30,7 @@ from tune.parent import ENVIRONMENT, endings, fields, open_parent
 from tune.plan import Listed, Plan, Search
 from tune.population import Population, release
 from tune.report import write_report
+from tune.room import Room
 from tune.searchers import Searcher, make_searcher
 from tune.stopping import Rungs, Stopping
 from tune.table import SweepTable
@@ -79,7 +80,7 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
                 stages.say(str(lesson))
             cluster.connect(verbose=options.verbose)
             preflight.require_resources(cfg)  # waits for the first trial's nodes, if told to
-            capacity = require_capacity(Need.of(cfg, options.data_cpus), options.concurrent)
+            capacity = require_capacity(cfg, options.data_cpus, options.concurrent)
             stages.say(str(capacity))
             tags = _tags(options, space)
             tracked = open_parent(cfg, folder.name, recipe=options.recipe, tags=tags, data=data)
@@ -99,9 +100,8 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
         )
         try:
             settle(tracked, endings(book, only_ended=True))
-            session = _Session(
-                cfg, options, space, stages, book, maker, tracked, options.concurrent or capacity.at_most, learned
-            )
+            room = Room(capacity.need, options.concurrent or capacity.at_most)
+            session = _Session(cfg, options, space, stages, book, maker, tracked, room, learned)
             result = session.run()
         except BaseException as error:
             settle(tracked, endings(book))
@@ -148,7 +148,7 @@ class _Session:
     book: Book
     maker: TrialMaker
     tracked: TrackedRun
-    concurrent: int
+    room: Room
     lessons: Sequence[Lesson]
 
     @property
@@ -238,7 +238,7 @@ class _Session:
                 table.tick()
                 release()
 
-            drive(sweep, plan, self.maker.folder / "ray", concurrent=self.concurrent, tick=tick)
+            drive(sweep, plan, self.maker.folder / "ray", room=self.room, tick=tick)
         settle(self.tracked, endings(self.book, only_ended=True))
 
     def _forget_weights(self) -> None:

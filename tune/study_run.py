@@ -24,7 +24,7 @@ from ito_ray.tracking.sweep import child_tags, children, settle
 from tune.axes import apply
 from tune.book import BOOK, Book, Job, Trial
 from tune.budget import Budget
-from tune.capacity import Need, require_capacity
+from tune.capacity import require_capacity
 from tune.drive import Sweep, drive, open_desk
 from tune.final_test import measure, require_separate_test
 from tune.judging import Objective
@@ -32,6 +32,7 @@ from tune.options import R1
 from tune.parent import ENVIRONMENT, endings, fields, open_parent
 from tune.plan import Listed
 from tune.results import note_name
+from tune.room import Room
 from tune.stopping import Rungs, Stopping
 from tune.studies import Study
 from tune.table import SweepTable
@@ -75,7 +76,7 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
             book.open_session(settings(study))
             cluster.connect(verbose=False)
             preflight.require_resources(cfg)
-            capacity = require_capacity(Need.of(cfg, size.data_cpus), size.concurrent)
+            capacity = require_capacity(cfg, size.data_cpus, size.concurrent)
             stages.say(str(capacity))
             tags = {"ito.study": study.name, "ito.objective": str(OBJECTIVE)}
             tracked = open_parent(cfg, study.name, recipe=study.name, tags=tags, data=data)
@@ -92,7 +93,9 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
             tokenizer,
             child_tags(tracked, study.name),
         )
-        session = _Session(study, stages, book, maker, tracked, size.concurrent or capacity.at_most)
+        session = _Session(
+            study, stages, book, maker, tracked, Room(capacity.need, size.concurrent or capacity.at_most)
+        )
         try:
             settle(tracked, endings(book, only_ended=True))
             session.run(size)
@@ -126,7 +129,7 @@ class _Session:
     book: Book
     maker: TrialMaker
     tracked: TrackedRun
-    concurrent: int
+    room: Room
 
     def run(self, size: Size) -> None:
         """Seed by seed, so that a study that is cut short is whole as far as it goes."""
@@ -140,7 +143,7 @@ class _Session:
             with self.stages.stage(f"Seed {seed}: {', '.join(size.arms)}"):
                 with SweepTable(self.stages.console, self.book, OBJECTIVE, sweep.budget, "study") as table:
                     plan = Listed(self.book, jobs)
-                    drive(sweep, plan, self.maker.folder / "ray", concurrent=self.concurrent, tick=table.tick)
+                    drive(sweep, plan, self.maker.folder / "ray", room=self.room, tick=table.tick)
                 settle(self.tracked, endings(self.book, only_ended=True))
                 for job in jobs:
                     self._test(self.book.trials[job.key])
