@@ -1,8 +1,8 @@
 """A sweep on a cluster that grows for it: a head without CPUs, nodes that come when trials wait and leave when idle.
 
-    python -m benchmarks.autoscale -- --recipe icons_cpu --space ito_lambda --points 6 --confirm 0 --name grown \
+    python -m benchmarks.autoscale -- --recipe icons_cpu --space ito_lambda --points 6 --confirm 0 --concurrent 2 \
         --train.steps 30 --optim.warmup-steps 10 --train.workers 1 --train.cpus-per-worker 1 \
-        --train.wait-minutes 5 --output demo/grown
+        --train.wait-minutes 5 --name grown --output demo/grown
 
 Nodes are processes on this machine (Ray's fake multi-node provider, autoscaler v2), on ports and in a folder of their
 own; only they are ended afterwards. What stands after `--` is the command line of tune.search. Printed: the number of
@@ -27,6 +27,7 @@ from typing import Any
 import tyro
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.util.state import list_nodes
+from ray.util.state.exception import ServerUnavailable
 from rich.console import Console
 
 from pipelines.command import exit_code
@@ -54,8 +55,9 @@ class Arguments:
     """Worker nodes at most."""
     cpus: int = 2
     """Of a worker node; nothing is really reserved."""
-    idle_seconds: float = 10.0
-    """After which a node leaves. Ray Train and Ray Data hold their requests for up to 180 s more."""
+    idle_seconds: float = 60.0
+    """After which a node leaves: longer than a trial needs to start. Ray Train and Ray Data may hold their requests for
+    up to 180 s more."""
     wait: float = 300.0
     """Longest wait for the nodes to leave."""
     as_job: bool = False
@@ -133,8 +135,13 @@ def workers_up(environment: dict[str, str]) -> int:
     """Worker nodes that are alive; -1 while the cluster does not answer."""
     os.environ["RAY_AUTH_MODE"] = environment["RAY_AUTH_MODE"]
     try:
-        nodes = list_nodes(address=environment["RAY_API_SERVER_ADDRESS"], filters=[("state", "=", "ALIVE")])
-    except Exception:  # whatever a server says that is still starting
+        # A node that comes again has the same name here, and Ray takes the list for a cut one.
+        nodes = list_nodes(
+            address=environment["RAY_API_SERVER_ADDRESS"],
+            filters=[("state", "=", "ALIVE")],
+            raise_on_missing_output=False,
+        )
+    except ServerUnavailable:  # still starting
         return -1
     return len(nodes) - 1
 
@@ -159,9 +166,12 @@ def run(arguments: Arguments, words: Sequence[str], console: Console) -> int:
             ray = str(Path(sys.executable).with_name("ray"))
             command = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "tune.search", *words]
         sweep = subprocess.Popen(command, env=environment)
-        while sweep.poll() is None:
-            look(environment)
-            time.sleep(1.0)
+        try:
+            while sweep.poll() is None:
+                look(environment)
+                time.sleep(1.0)
+        finally:
+            sweep.terminate()  # does nothing to one that has ended
         ended = time.monotonic()
         while look(environment) != 0 and time.monotonic() - ended < arguments.wait:
             time.sleep(1.0)
