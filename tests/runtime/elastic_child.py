@@ -48,10 +48,17 @@ ENVIRONMENT = {
 """Of this process: Ray reads some of it when it is imported."""
 
 
-def _config(folder: Path) -> Config:
-    train = {"steps": STEPS, "workers": "1..2", "cpus_per_worker": 1.0, "checkpoint_every": CUT, "max_failures": 1}
-    labels = {"train": {**train, "node_labels": {"pool": "train"}}, "data": {"node_labels": {"pool": "data"}}}
-    return small_config(folder, name="elastic", **labels)
+def _config(folder: Path, parallel: str) -> Config:
+    train = {
+        "steps": STEPS,
+        "workers": "1..2",
+        "cpus_per_worker": 1.0,
+        "checkpoint_every": CUT,
+        "max_failures": 1,
+        "parallel": parallel,
+        "node_labels": {"pool": "train"},
+    }
+    return small_config(folder, name="elastic", train=train, data={"node_labels": {"pool": "data"}})
 
 
 def _fit(cfg: Config, record: Path) -> tuple[Path, TrackedRun, list[int]]:
@@ -103,7 +110,7 @@ def _found(cfg: Config, record: Path, checkpoint: Path, tracked: TrackedRun) -> 
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, parallel: str) -> None:
     """The run in a thread: nodes are added by the main one."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
@@ -111,7 +118,7 @@ def main(folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     record = folder / "record"
     record.mkdir()
-    cfg = _config(folder)
+    cfg = _config(folder, parallel)
     rank: dict[str, Any] = {"num_cpus": 1, "labels": {"pool": "train"}, "object_store_memory": 100 << 20}
     cluster.add_node(**rank)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -137,4 +144,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -335,9 +335,10 @@ def test_a_change_of_size_is_a_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path, parallel: str) -> None:
     """One node for ranks, then two, then one: the same batch and rate, every sample of a pass once, one curve."""
-    command = [sys.executable, "-m", "tests.runtime.elastic_child", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.runtime.elastic_child", str(tmp_path), parallel]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | ENVIRONMENT
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
