@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ito_ray.config.load import parse_with, to_yaml
-from pipelines.command import exit_code
+from pipelines.command import console, exit_code
 from tune.axes import Space
 from tune.options import SearchOptions, check, space_of
 from tune.spaces import SPACES
@@ -37,27 +37,27 @@ def _run(words: Sequence[str]) -> None:
         print(to_yaml(cfg), end="")
         return
     space = space_of(options, cfg)
-    console = Console(highlight=False)
+    out = console()
     if options.print_space:
         space.check(cfg)
-        _print_space(space, console)
+        _print_space(space, out)
         return
     check(options, cfg)
     from ito_ray.runtime.console import Stages  # torch, ray, mlflow and optuna take seconds that --help should not
     from tune import session
 
-    result = session.run(cfg, options, space, Stages(console, session.STAGES))
-    console.print(f"Report   {result.report}", soft_wrap=True)
+    result = session.run(cfg, options, space, Stages(out, session.STAGES))
+    out.print(f"Report   {result.report}", soft_wrap=True)
     if result.registered:
-        console.print(f"Winner   {result.registered}", soft_wrap=True)
-    console.print(f"Next: mlflow ui --backend-store-uri {result.tracked.store.uri}", soft_wrap=True)
+        out.print(f"Winner   {result.registered}", soft_wrap=True)
+    out.print(f"Next: mlflow ui --backend-store-uri {result.tracked.store.uri}", soft_wrap=True)
 
 
-def _print_space(space: Space, console: Console) -> None:
+def _print_space(space: Space, out: Console) -> None:
     table = Table("field", "values", "", title=space.name, title_justify="left", box=None, pad_edge=False)
     for row in space.rows():
         table.add_row(*row)
-    console.print(table)
+    out.print(table)
 
 
 if __name__ == "__main__":
