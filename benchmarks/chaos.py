@@ -15,12 +15,10 @@ from __future__ import annotations
 import json
 import logging
 import random
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,20 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import faults
-from benchmarks.chaos_nodes import NODE_FAULTS, Nodes
-from benchmarks.command import Command
-from benchmarks.faults import Scene
+from benchmarks.catalogue import FAULTS, Fault, surroundings
 from benchmarks.proof import TOLERANCE, curve, last_loss, problems_at_end, spread
 from ito_ray.errors import ConfigError
 from pipelines.command import exit_code
-from tests.tracking.servers import free_port, kill, mlflow_server
 
 TRAIN = {"steps": 60, "checkpoint_every": 10, "keep_checkpoints": 3}
 EARLIEST, LATEST = 12, 48
 """Steps between which a fault hits."""
-AWAY_SECONDS = 15.0
-LOST = "driver killed, run's folder lost"
-"""The only fault that needs copies of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -73,104 +65,22 @@ class Tried:
     problems: list[str] = field(default_factory=list)
 
 
-Fault = Callable[[Command, int], float]
-"""Runs a command to its end with a fault at a step; when it hit. Raises what went wrong."""
-
-
-def inside(hit: Callable[[Scene], object]) -> Fault:
-    """A fault that the command survives by itself."""
-
-    def fault(command: Command, step: int) -> float:
-        command.start()
-        scene = command.hit_at(step)
-        moment = time.time()
-        hit(scene)
-        command.ends_well()
-        return moment
-
-    return fault
-
-
-def of_driver(number: signal.Signals, code: int, then: Callable[[Scene], object] = lambda scene: None) -> Fault:
-    """A signal to the command, which is given again, after something else has happened to what it left."""
-
-    def fault(command: Command, step: int) -> float:
-        process = command.start()
-        scene = command.hit_at(step)
-        moment = time.time()
-        process.send_signal(number)
-        if (ended := command.ended()) != code:
-            raise RuntimeError(f"exit code {ended} instead of {code}: {command.tail()}")
-        then(scene)
-        command.start()
-        command.ends_well()
-        return moment
-
-    return fault
-
-
-def server_away(*, for_good: bool) -> Fault:
-    """The MLflow server is killed; it comes back while the run goes on, or only for the next command."""
-
-    def fault(command: Command, step: int) -> float:
-        port = int(command.cfg.tracking.uri.rsplit(":", 1)[1])
-        with mlflow_server(command.folder, port) as server:
-            command.start()
-            command.hit_at(step)
-            moment = time.time()
-            kill(server)
-        if not for_good:
-            time.sleep(AWAY_SECONDS)
-        elif (code := command.ended()) != 2 or "run the same command" not in command.tail():
-            raise RuntimeError(f"exit code {code}: {command.tail()}")
-        with mlflow_server(command.folder, port):
-            if for_good:
-                command.start()
-            command.ends_well()
-            curve(command)
-        return moment
-
-    return fault
-
-
-FAULTS: dict[str, Fault] = {
-    "none": inside(lambda scene: None),
-    **{name: inside(hit) for name, hit in faults.INSIDE.items()},
-    "driver killed": of_driver(signal.SIGKILL, -signal.SIGKILL),
-    "driver killed, newest checkpoint truncated": of_driver(signal.SIGKILL, -signal.SIGKILL, faults.damage_newest),
-    LOST: of_driver(signal.SIGKILL, -signal.SIGKILL, faults.lose_folder),
-    "SIGTERM": of_driver(signal.SIGTERM, 128 + signal.SIGTERM),
-    "MLflow away for a while": server_away(for_good=False),
-    "MLflow away until the next command": server_away(for_good=True),
-}
-NAMES = (*FAULTS, *NODE_FAULTS)
-
-
 def attempt(name: str, folder: Path, step: int) -> Tried:
-    """Run the command with one fault."""
-    with ExitStack() as stack:
-        environment: dict[str, str] = {}
-        changes: dict[str, Mapping[str, object]] = {"train": TRAIN}
-        if name.startswith("MLflow"):
-            changes["tracking"] = {"uri": f"http://127.0.0.1:{free_port()}"}
-        if name == LOST:
-            changes["train"] = {**TRAIN, "checkpoint_store": str(folder / "copies")}
-        if name in NODE_FAULTS:
-            nodes = stack.enter_context(Nodes.started(folder))
-            environment |= nodes.environment
-            fault = inside(lambda scene: NODE_FAULTS[name](nodes, scene))
-        else:
-            fault = FAULTS[name]
-        command = Command(folder / "run", environment, changes)
+    """Run the command with one fault; "" is none."""
+    fault = FAULTS[name] if name else Fault(lambda around, scene: None)
+    with surroundings(fault.needs, folder, TRAIN) as around:
+        command = around.command
         moment, problems, losses = 0.0, [], []
         try:
-            moment = fault(command, step)
+            command.start()
+            scene = command.hit_at(step)
+            moment = time.time()
+            fault.hit(around, scene)
+            command.ends_well()
             losses = curve(command)
             problems = problems_at_end(command)
         except (RuntimeError, TimeoutError, AssertionError, ValueError) as error:
             problems = [f"{type(error).__name__}: {error}"]
-        finally:
-            command.kill()
     loss = last_loss(losses)
     lost = faults.seconds_lost(command.record, moment) if moment else float("nan")
     return Tried(name, step, faults.redone(command.record), lost, loss, problems)
@@ -178,15 +88,15 @@ def attempt(name: str, folder: Path, step: int) -> Tried:
 
 def run(arguments: Arguments, console: Console) -> int:
     """0 when everything was survived."""
-    unknown = [name for name in arguments.fault if name not in NAMES]
+    unknown = [name for name in arguments.fault if name not in FAULTS]
     if unknown:
-        raise ConfigError(f"--fault {unknown[0]!r} is none of {', '.join(map(repr, NAMES))}.")
-    names = [name for name in arguments.fault or NAMES if name != "none"]
+        raise ConfigError(f"--fault {unknown[0]!r} is none of {', '.join(map(repr, FAULTS))}.")
+    names = arguments.fault or tuple(FAULTS)
     draw = random.Random(arguments.seed)
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every list that it reads
     tried: list[Tried] = []
     with tempfile.TemporaryDirectory(prefix="ito-chaos-") as scratch:
-        undisturbed = attempt("none", Path(scratch, "none"), EARLIEST)
+        undisturbed = attempt("", Path(scratch, "undisturbed"), EARLIEST)
         console.print(f"undisturbed: loss {undisturbed.loss:.3f} {'; '.join(undisturbed.problems)}")
         for name in names:
             for number in range(1 if arguments.quick else arguments.times):

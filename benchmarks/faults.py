@@ -157,18 +157,6 @@ def fill_disk(scene: Scene) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
 
 
-INSIDE: dict[str, Callable[[Scene], object]] = {
-    "training worker killed": kill_training_worker,
-    "data worker killed": kill_data_worker,
-    "split coordinator killed": kill_coordinator,
-    "controller killed": kill_controller,
-    "monitor killed": kill_monitor,
-    "newest checkpoint truncated, worker killed": damage_newest_and_kill_worker,
-    "disk full for the ranks": fill_disk,
-}
-"""Faults that the running command survives by itself."""
-
-
 def lines(record: Path) -> list[tuple[float, int, int, int, list[int]]]:
     """All that the ranks recorded, in order of time: (time, step, number of ranks, rank, uids)."""
     found = []

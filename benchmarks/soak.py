@@ -1,17 +1,19 @@
 """Hit a long training run again and again, each time when it has recovered, and prove at its end that all is there.
 
-    python -m benchmarks.soak                       # each of the faults that a run survives by itself 20 times
+    python -m benchmarks.soak                       # each fault 20 times
     python -m benchmarks.soak --quick               # once
     python -m benchmarks.soak --fault "controller killed" --times 5 --json soak.json
 
-A fault does not cost a run of its own, as in benchmarks.chaos, and it meets a run that has been through others. They
-come in a drawn order, in runs of at most 35. Recovered means: there is a checkpoint of a step that those who were
-hit had not reached. The next fault hits some drawn steps later. Survived means recovered, and the run proven at its end
-as in benchmarks.chaos.
+A fault does not cost a run of its own, as in benchmarks.chaos, and it meets a run that has been through others. Those
+that need the same surroundings (benchmarks/catalogue.py) come in a drawn order, in runs of at most 35. Recovered means:
+there is a checkpoint of a step that those who were hit had not reached. The next fault hits some drawn steps later.
+Survived means recovered, and the run proven at its end as in benchmarks.chaos. What can only happen at a run's end is
+left to that.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import random
@@ -20,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,8 +32,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.catalogue import FAULTS, Around, Needs, surroundings
 from benchmarks.command import Command
-from benchmarks.faults import INSIDE, Scene, newest_step, redone, seconds_lost
+from benchmarks.faults import Scene, newest_step, redone, seconds_lost
 from benchmarks.proof import TOLERANCE, curve, last_loss, problems_at_end, spread
 from ito_ray.errors import ConfigError
 from ito_ray.runtime.shelf import step_of
@@ -44,8 +47,7 @@ STEPS_A_HIT = 14
 """Eight or sixteen, by where between two checkpoints the fault hits: eleven on average."""
 LAST_SHARE = 5
 """The mean loss of the last fifth of the steps is compared: ten of them would say little of a long run."""
-WITHOUT_RESTART = ("data worker killed",)
-"""Faults after which the ranks just go on."""
+SOAKED = tuple(name for name, fault in FAULTS.items() if fault.repeats)
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,12 @@ class Soaked:
 
 
 def plan(faults: Sequence[str], times: int, seed: int) -> list[Planned]:
-    """Each fault so many times, in a drawn order, at drawn distances."""
+    """Each fault so many times, in a drawn order but for its surroundings, at drawn distances."""
     draw = random.Random(seed)
     order = [fault for fault in faults for _ in range(times)]
     draw.shuffle(order)
+    known = [fault.needs for fault in FAULTS.values()]
+    order.sort(key=lambda fault: known.index(FAULTS[fault].needs))
     return [Planned(fault, draw.randint(1, EVERY)) for fault in order]
 
 
@@ -118,8 +122,10 @@ def account(record: Path, hits: Sequence[Hit]) -> None:
 def _recovers(command: Command, scene: Scene, hit: Hit, known: set[Path]) -> None:
     """Wait for a checkpoint of a step that those who were hit had not reached; `known` are their records."""
 
+    now = scene.step()
+
     def recovered() -> bool:
-        reached = hit.step if hit.fault in WITHOUT_RESTART else newest_step(known)
+        reached = newest_step(known) if FAULTS[hit.fault].restarts else now
         newest = scene.newest()
         return newest is not None and step_of(newest) > reached
 
@@ -128,7 +134,7 @@ def _recovers(command: Command, scene: Scene, hit: Hit, known: set[Path]) -> Non
 
 
 def hit_again(
-    command: Command,
+    around: Around,
     planned: Sequence[Planned],
     draw: random.Random,
     hits: list[Hit],
@@ -140,6 +146,7 @@ def hit_again(
         hits: gets each fault when it comes; the last has not recovered if this raises.
         tell: called after each with the seconds until the run had recovered.
     """
+    command = around.command
     scene = command.scene(draw)
     room = command.cfg.train.steps - 2 * EVERY
 
@@ -155,8 +162,9 @@ def hit_again(
         command.wait(partial(_reached, scene, step), f"step {step}")
         command.note_descendants()
         known, moment = set(command.record.glob("*.jsonl")), time.time()
-        INSIDE[one.fault](scene)
         hits.append(Hit(one.fault, moment, scene.step()))
+        FAULTS[one.fault].hit(around, scene)
+        scene = command.scene(draw)  # of the command that runs now
         _recovers(command, scene, hits[-1], known)
         command.note_descendants()
         tell(hits[-1], time.time() - moment)
@@ -174,10 +182,13 @@ class End:
     problems: list[str]
 
 
-def train(steps: int, failures: int) -> dict[str, Mapping[str, object]]:
+def train(steps: int, failures: int) -> dict[str, object]:
     """The run's section of that name."""
-    section = {"steps": steps, "checkpoint_every": EVERY, "keep_checkpoints": 3, "max_failures": failures}
-    return {"train": section}
+    return {"steps": steps, "checkpoint_every": EVERY, "keep_checkpoints": 3, "max_failures": failures}
+
+
+def _needs(planned: Planned) -> Needs:
+    return FAULTS[planned.fault].needs
 
 
 def soak(
@@ -185,8 +196,9 @@ def soak(
 ) -> Soaked:
     """One run with as many of the faults as it has steps for."""
     hits: list[Hit] = []
-    command = Command(folder, {}, train(steps_for(len(planned)), failures=len(planned)))
-    end = _to_its_end(command, lambda: hit_again(command, planned, random.Random(seed), hits, tell))
+    with surroundings(_needs(planned[0]), folder, train(steps_for(len(planned)), failures=len(planned))) as around:
+        command = around.command
+        end = _to_its_end(command, lambda: hit_again(around, planned, random.Random(seed), hits, tell))
     account(command.record, hits)
     problems = [*undisturbed.problems, *end.problems]
     if abs(end.loss - undisturbed.loss) > TOLERANCE:
@@ -204,29 +216,27 @@ def _to_its_end(command: Command, while_it_runs: Callable[[], None] = lambda: No
         return End(last_loss(losses, len(losses) // LAST_SHARE), problems_at_end(command))
     except (RuntimeError, TimeoutError, AssertionError, ValueError, OSError, psutil.Error) as error:
         return End(float("nan"), [f"{type(error).__name__}: {error}"])
-    finally:
-        command.kill()
 
 
 def run(arguments: Arguments, console: Console) -> int:
     """0 when everything was survived."""
-    unknown = [name for name in arguments.fault if name not in INSIDE]
+    unknown = [name for name in arguments.fault if name not in SOAKED]
     if unknown:
-        raise ConfigError(f"--fault {unknown[0]!r} is none of {', '.join(map(repr, INSIDE))}.")
+        raise ConfigError(f"--fault {unknown[0]!r} is none of {', '.join(map(repr, SOAKED))}.")
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells of every list that it reads
-    planned = plan(arguments.fault or tuple(INSIDE), 1 if arguments.quick else arguments.times, arguments.seed)
+    planned = plan(arguments.fault or SOAKED, 1 if arguments.quick else arguments.times, arguments.seed)
     scratch = Path(tempfile.mkdtemp(prefix="ito-soak-"))
     runs: list[Soaked] = []
     tell = _Progress(len(planned), console)
     undisturbed: dict[int, End] = {}
     while left := planned[sum(len(one.hits) for one in runs) :]:
-        share = left[:HITS_A_RUN]
+        share = list(itertools.takewhile(lambda one: _needs(one) == _needs(left[0]), left))[:HITS_A_RUN]
         steps = steps_for(len(share))
         if steps not in undisturbed:
             console.print(f"undisturbed: {steps} steps")
-            command = Command(scratch / f"undisturbed-{steps}", {}, train(steps, failures=0), pace=0.0)
-            undisturbed[steps] = _to_its_end(command)
-        console.print(f"run {len(runs) + 1}: {steps} steps, {len(share)} of {len(left)} faults")
+            with surroundings("one machine", scratch / f"undisturbed-{steps}", train(steps, failures=0), 0.0) as around:
+                undisturbed[steps] = _to_its_end(around.command)
+        console.print(f"run {len(runs) + 1}: {_needs(share[0])}, {steps} steps, {len(share)} of {len(left)} faults")
         one = soak(scratch / str(len(runs)), share, arguments.seed + len(runs), undisturbed[steps], tell)
         runs.append(one)
         console.print(
@@ -266,7 +276,7 @@ class _Progress:
 def table(runs: Sequence[Soaked]) -> Table:
     """Fault by fault."""
     found = Table("fault", "tried", "survived", "steps redone", "seconds lost: median", "most", box=None)
-    for name in INSIDE:
+    for name in SOAKED:
         mine = [(hit, not one.problems) for one in runs for hit in one.hits if hit.fault == name]
         if not mine:
             continue

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from benchmarks import soak
-from benchmarks.faults import INSIDE, newest_step
-from benchmarks.soak import EVERY, Hit, Planned, Soaked, account, plan, table
+from benchmarks.catalogue import FAULTS, Around
+from benchmarks.command import Command
+from benchmarks.faults import newest_step
+from benchmarks.soak import EVERY, SOAKED, Hit, Planned, Soaked, account, plan, table
 
 
 def test_the_plan_has_each_fault_as_often_and_repeats_by_its_seed() -> None:
-    planned = plan(tuple(INSIDE), 20, seed=3)
-    assert Counter(one.fault for one in planned) == dict.fromkeys(INSIDE, 20)
+    planned = plan(SOAKED, 20, seed=3)
+    assert Counter(one.fault for one in planned) == dict.fromkeys(SOAKED, 20)
+    needs = [FAULTS[one.fault].needs for one in planned]
+    assert len(list(itertools.groupby(needs))) == len(set(needs)), "one kind of surroundings after the other"
     assert {one.after for one in planned} == set(range(1, EVERY + 1)), "every moment between two checkpoints"
-    assert planned == plan(tuple(INSIDE), 20, seed=3)
-    assert planned != plan(tuple(INSIDE), 20, seed=4)
+    assert planned == plan(SOAKED, 20, seed=3)
+    assert planned != plan(SOAKED, 20, seed=4)
 
 
 def _write(record: Path, name: str, taken: list[tuple[float, int]]) -> None:
@@ -40,6 +47,7 @@ def test_what_a_fault_cost_is_told_from_what_was_trained_until_the_next(tmp_path
 
 
 NAME = "controller killed"
+INSIDE = tuple(name for name in SOAKED if FAULTS[name].needs == "one machine")[:7]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +77,11 @@ def test_faults_that_a_run_had_no_steps_left_for_come_in_the_next(
 
     monkeypatch.setattr(soak, "soak", three_at_most)
     monkeypatch.setattr(soak, "_to_its_end", lambda command: soak.End(8.0, []))
-    monkeypatch.setattr(soak, "Command", lambda *_, **__: None)
-    arguments = soak.Arguments(times=1, seed=2, json=tmp_path / "soak.json")
+    around = Around(cast(Command, None))
+    monkeypatch.setattr(soak, "surroundings", lambda *_: contextlib.nullcontext(around))
+    arguments = soak.Arguments(INSIDE, times=1, seed=2, json=tmp_path / "soak.json")
     assert soak.run(arguments, Console(quiet=True)) == 0
     assert [len(faults) for faults in came] == [3, 3, 1]
-    in_order = [one.fault for one in plan(tuple(INSIDE), 1, seed=2)]
+    in_order = [one.fault for one in plan(INSIDE, 1, seed=2)]
     assert [fault for faults in came for fault in faults] == in_order
     assert len(json.loads((tmp_path / "soak.json").read_text())) == 3

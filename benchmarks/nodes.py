@@ -1,4 +1,4 @@
-"""A cluster on this machine for benchmarks.chaos: a head without CPUs, and two nodes that may be lost."""
+"""A cluster on this machine that faults are tried on: a head without CPUs, and two nodes that may be lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +54,10 @@ class Nodes:
         return self.cluster.add_node(num_cpus=CPUS, object_store_memory=200 << 20)
 
     def of_training(self, scene: Scene) -> Any:
-        """The node that a rank of the run is on."""
-        ranks = [int(path.stem.rsplit("-", 1)[1]) for path in scene.record.glob("*.jsonl")]
-        pids = {parent.pid for pid in ranks if psutil.pid_exists(pid) for parent in psutil.Process(pid).parents()}
-        (node,) = [node for node in self.cluster.worker_nodes if _raylet(node) in pids]
+        """The node of the rank that took the last step."""
+        newest = max(scene.record.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+        above = {parent.pid for parent in psutil.Process(int(newest.stem.rsplit("-", 1)[1])).parents()}
+        (node,) = [node for node in self.cluster.worker_nodes if _raylet(node) in above]
         return node
 
     def kill(self, node: Any) -> None:
@@ -105,11 +105,3 @@ def drain_training_node(nodes: Nodes, scene: Scene) -> None:
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
     subprocess.run([*words, str(NOTICE_SECONDS)], check=True, capture_output=True, env={**os.environ})
     threading.Timer(NOTICE_SECONDS, nodes.kill, [node]).start()
-
-
-NODE_FAULTS: dict[str, Callable[[Nodes, Scene], object]] = {
-    "node of a rank lost in mid-step": kill_training_node,
-    "node of a rank lost in mid-checkpoint": kill_node_in_mid_checkpoint,
-    "node of data tasks lost": kill_other_node,
-    "node of a rank drained with notice": drain_training_node,
-}
