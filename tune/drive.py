@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as RaySearcher
 
 from ito_ray.errors import ItoError
-from ito_ray.runtime.cluster import release_of_the_dead
+from ito_ray.runtime.cluster import on_this_node, release_of_the_dead
 from ito_ray.runtime.desk import Desk, Order, Word
 from ito_ray.runtime.trial import run_trial
 from tune.book import Book, Job, Spent, State, Trial
@@ -55,7 +55,7 @@ class Sweep:
 
 def open_desk(name: str) -> Any:
     """The actor that trials ask."""
-    return Desk.options(name=name).remote()  # type: ignore[attr-defined]
+    return Desk.options(name=name, scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
 
 
 def drive(sweep: Sweep, plan: Plan, folder: Path, *, room: Room, tick: Tick) -> None:

@@ -2,5 +2,6 @@
 
 import os
 
-# Ray reads it when it is imported. The line warns of many small actors, as sweeps start them: nobody can act on it.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")
+# Ray reads it when it is imported. The one line warns of many small actors, as sweeps start them, and nobody can act on
+# it; the other adds twenty lines of Ray's own log to the line that says that a node is dead.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node|Raylet is terminated")

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ito_ray.errors import ClusterError, ItoError
 
@@ -134,6 +135,11 @@ def _refusals(said: str) -> Iterator[None]:
         raise ClusterError(
             f"{said}: {reason} Run the same command again when it does; --verbose shows more."
         ) from error
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Where an actor belongs that the driver cannot do without: any other node may be taken away."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def release_of(actor: str) -> None:

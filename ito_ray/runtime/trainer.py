@@ -14,7 +14,6 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ito_ray.config.schema import Config
 from ito_ray.data import quarantine
@@ -23,7 +22,7 @@ from ito_ray.data.position import Position, within
 from ito_ray.data.tally import Account, close, from_json
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime import halt, preflight, snapshot
-from ito_ray.runtime.cluster import release_of
+from ito_ray.runtime.cluster import on_this_node, release_of
 from ito_ray.runtime.committed import CommittedCallback
 from ito_ray.runtime.elastic import GrowingPolicy, Trainer, scaling
 from ito_ray.runtime.feed import Feed
@@ -251,9 +250,8 @@ def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> Monito
         from_json(resumed.tallies) if resumed else {},
         cfg.name,
     )
-    # On the driver's node, as Ray Train's controller is: another may be taken away, and all accounts with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Monitor.options(scheduling_strategy=here).remote(setup)  # type: ignore[attr-defined]
+    # As Ray Train's controller; with another node all accounts might be taken away.
+    return Monitor.options(scheduling_strategy=on_this_node()).remote(setup)  # type: ignore[attr-defined]
 
 
 def _accounts(monitor: MonitorHandle, news: News, plan: ShardPlan, state: State) -> dict[str, Account]:

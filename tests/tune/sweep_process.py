@@ -1,22 +1,37 @@
-"""The sweep's command as a process of its own."""
+"""A small sweep's command line, and the command as a process of its own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from ito_ray.config.load import to_yaml
+from tests.runtime.shards import small_config
 
 REPOSITORY = Path(__file__).parents[2]
 DRIVER = "ray::ImplicitFunc"
 """Begins the title of the processes in which Ray Tune runs functions."""
 
 
-def start_search(options: list[str]) -> subprocess.Popen[str]:
-    """With a Ray of its own, whatever runs beside it."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+def two_points(tmp: Path, *, every: int, **train: Any) -> list[str]:
+    """Options for the recipe and λ = ½, each trained to its end and evaluated every so many steps, none confirmed."""
+    cfg = small_config(tmp, train=train, eval={"every": every, "zero_shot": []})
+    (tmp / "config.yaml").write_text(to_yaml(cfg))
+    words = (
+        "--space ito_lambda --searcher grid --points 2 --axis method.fusion_weight=[0.5] --scheduler none --confirm 0"
+    )
+    return ["--config", str(tmp / "config.yaml"), *words.split()]
+
+
+def start_search(options: list[str], cluster: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """With a Ray of its own, whatever runs beside it; or on the cluster that these variables name."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(cluster or {})
     return subprocess.Popen(
         [sys.executable, "-m", "tune.search", *options],
         cwd=REPOSITORY,

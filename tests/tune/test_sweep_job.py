@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ito_ray.config.load import to_yaml
 from pipelines.command import LOG_WIDTH
 from tests.runtime.head import Head, job_server, wait
-from tests.runtime.shards import small_config
+from tests.tune.sweep_process import two_points
 from tune.book import Book
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -25,15 +24,9 @@ def _head() -> Iterator[Head]:
         yield head
 
 
-def _command(tmp: Path) -> str:
-    train = {"steps": STEPS, "workers": 2, "cpus_per_worker": 0.5}
-    (tmp / "config.yaml").write_text(to_yaml(small_config(tmp, train=train, eval={"every": EVERY, "zero_shot": []})))
-    words = f"--config {tmp / 'config.yaml'} --space ito_lambda --searcher grid --axis method.fusion_weight=[0.5]"
-    return f"tune.search {words} --points 2 --scheduler none --confirm 0"
-
-
 def test_a_stopped_sweep_goes_on_when_it_is_sent_again(head: Head, tmp_path: Path) -> None:
-    command = _command(tmp_path)
+    words = two_points(tmp_path, every=EVERY, steps=STEPS, workers=2, cpus_per_worker=0.5)
+    command = f"tune.search {' '.join(words)}"
     stopped = head.submit(command)
 
     def book() -> Book:
