@@ -114,6 +114,18 @@ def _of_node(hit: Callable[[Nodes, Scene], object], *, restarts: bool = True) ->
     return Fault(of_ours, "nodes", restarts)
 
 
+def _head_lost(around: Around, scene: Scene) -> None:
+    """A new cluster takes its place, and the job is sent again."""
+    assert around.nodes is not None
+    around.nodes.lose_head()
+    if not (code := around.command.ended()):
+        raise RuntimeError(f"exit code {code} without a head")
+    around.nodes.cluster.shutdown()
+    around.nodes.start()
+    around.command.environment |= around.nodes.environment
+    around.command.start()
+
+
 _killed = partial(_of_driver, signal.SIGKILL, -signal.SIGKILL)
 FAULTS: Mapping[str, Fault] = {
     "training worker killed": _inside(faults.kill_training_worker),
@@ -133,6 +145,7 @@ FAULTS: Mapping[str, Fault] = {
     "node of a rank lost in mid-checkpoint": _of_node(nodes.kill_node_in_mid_checkpoint),
     "node of data tasks lost": _of_node(nodes.kill_other_node, restarts=False),
     "node of a rank drained with notice": _of_node(nodes.drain_training_node),
+    "head lost": Fault(_head_lost, "nodes"),
 }
 
 

@@ -37,7 +37,7 @@ class Command:
         self.record.mkdir(parents=True)
         self.cfg = overlay(small_config(folder, name="chaos"), dict(changes), source="benchmarks.command")
         (folder / "config.yaml").write_text(to_yaml(self.cfg))
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "HF_HUB_OFFLINE": "1",
@@ -51,7 +51,7 @@ class Command:
         words = [sys.executable, "-m", "tests.runtime.recorded", str(self.record), "0", str(self.pace)]
         words += ["--config", str(self.folder / "config.yaml")]
         with (self.folder / "log.txt").open("ab") as log:
-            self.process = subprocess.Popen(words, cwd=REPOSITORY, stdout=log, stderr=log, env=self._environment)
+            self.process = subprocess.Popen(words, cwd=REPOSITORY, stdout=log, stderr=log, env=self.environment)
         return self.process
 
     def ended(self) -> int:

@@ -33,16 +33,20 @@ class Nodes:
         """Within, head and two nodes are up; ends them and nothing else."""
         os.environ["RAY_AUTH_MODE"] = "disabled"
         folder.mkdir(parents=True, exist_ok=True)
-        noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}  # in seconds
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20, "_system_config": noticed}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        nodes = cls(None)
         try:
-            nodes = cls(cluster)
-            nodes.add()
-            nodes.add()
+            nodes.start()
             yield nodes
         finally:
-            cluster.shutdown()
+            nodes.cluster.shutdown()
+
+    def start(self) -> None:
+        """A head, and two nodes that join it."""
+        noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}  # in seconds
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20, "_system_config": noticed}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.add()
+        self.add()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,6 +63,10 @@ class Nodes:
         above = {parent.pid for parent in psutil.Process(int(newest.stem.rsplit("-", 1)[1])).parents()}
         (node,) = [node for node in self.cluster.worker_nodes if _raylet(node) in above]
         return node
+
+    def lose_head(self) -> None:
+        """All processes of the head at once; the nodes notice, and end by themselves or with the next call."""
+        self.kill(self.cluster.head_node)
 
     def kill(self, node: Any) -> None:
         """All processes of a node at once, without a word."""
