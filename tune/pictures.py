@@ -78,17 +78,24 @@ def parallel_png(points: Sequence[tuple[Mapping[str, Any], float]], names: Seque
     return _save(figure, path)
 
 
+UNSET = -0.12
+"""Height of the points that have no value on an axis: where a field is a list, the recipe's may be shorter."""
+
+
 def _column(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Heights 0…1 of the values of one axis (missing ones below it), and its ticks."""
     known = [value for value in values if value is not None]
-    if all(isinstance(value, (int, float)) for value in known) and known:
+    if known and all(isinstance(value, (int, float)) for value in known):
         low, high = min(known), max(known)
         span = (high - low) or 1.0
-        heights = [(value - low) / span if value is not None else -0.12 for value in values]
-        return heights, [(0.0, short(float(low))), (1.0, short(float(high)))]
-    kinds = sorted({str(value) for value in known})
-    places = {kind: place / max(1, len(kinds) - 1) for place, kind in enumerate(kinds)}
-    return [places[str(v)] if v is not None else -0.12 for v in values], [(at, kind) for kind, at in places.items()]
+        heights = [(value - low) / span if value is not None else UNSET for value in values]
+        ticks = [(0.0, short(float(low))), (1.0, short(float(high)))]
+    else:
+        kinds = sorted({str(value) for value in known})
+        places = {kind: place / max(1, len(kinds) - 1) for place, kind in enumerate(kinds)}
+        heights = [places[str(value)] if value is not None else UNSET for value in values]
+        ticks = [(at, kind) for kind, at in places.items()]
+    return heights, [*ticks, (UNSET, "not set")] if None in values else ticks
 
 
 def importance_png(importance: Mapping[str, float], path: Path) -> Path:
