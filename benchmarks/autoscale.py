@@ -164,7 +164,9 @@ def run(arguments: Arguments, words: Sequence[str], console: Console) -> int:
         command = [sys.executable, "-m", "tune.search", *words]
         if arguments.as_job:
             ray = str(Path(sys.executable).with_name("ray"))
-            command = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "tune.search", *words]
+            # Without --working-dir: these nodes share one session folder, where each that comes unpacks it anew, under
+            # the driver's feet (Ray's working_dir.py overwrites). tests/tune/test_sweep_job.py uploads it.
+            command = [ray, "job", "submit", "--", "env", "-C", str(Path.cwd()), *command]
         sweep = subprocess.Popen(command, env=environment)
         try:
             while sweep.poll() is None:
