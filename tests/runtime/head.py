@@ -107,7 +107,7 @@ def job_server() -> Iterator[Head]:
                 return False
             return True
 
-        wait(is_up, 60, (folder / "head.txt").read_text)
+        wait(is_up, 180, (folder / "head.txt").read_text)
         yield Head(JobSubmissionClient(address), f"http://127.0.0.1:{export}/metrics")
     finally:
         patch.undo()

@@ -25,13 +25,10 @@ def _trains(node: Any) -> bool:
     return any("RayTrainWorker" in title for words in titles for title in words)
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_the_trial_of_a_lost_node_goes_on_elsewhere(
-    restarts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Restarted by Ray Train within the trial, or, where the recipe allows it no failure, by the sweep."""
+def test_the_trial_of_a_lost_node_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started again by the sweep, since the recipe allows Ray Train no failure."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    train = {"steps": STEPS, "cpus_per_worker": 1.0, "checkpoint_every": EVERY, "max_failures": restarts}
+    train = {"steps": STEPS, "cpus_per_worker": 1.0, "checkpoint_every": EVERY, "max_failures": 0}
     options = [*two_points(tmp_path, every=EVERY, **train), "--concurrent", "2"]
 
     def book() -> Book:
