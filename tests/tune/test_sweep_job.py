@@ -74,4 +74,4 @@ def _reads_well(text: str) -> None:
     lines = [line for line in text.splitlines() if not line.startswith(("Running entrypoint for job", "Stopped."))]
     assert "\x1b" not in text and "\r" not in text and "Traceback" not in text, text
     assert not any(line.startswith("(") for line in lines), text
-    assert any("used" in line and line.startswith("    ") for line in lines) and max(map(len, lines)) <= LOG_WIDTH, text
+    assert any("2 finished · best" in line for line in lines) and max(map(len, lines)) <= LOG_WIDTH, text
