@@ -63,6 +63,22 @@ def _variants(base: Config) -> dict[str, Changes]:
     }
 
 
+def _spendings(base: Config) -> dict[str, Changes]:
+    """The same images through the image tower, as a second view, as more pairs in a batch, or as more steps."""
+    clip: Changes = {"method.name": "clip", "data.views.count": 1}
+    longer = {"train.steps": 2 * base.train.steps, "optim.warmup_steps": 2 * base.optim.warmup_steps}
+    large = {"train.global_batch": 2 * base.train.global_batch}
+    small = {"train.global_batch": base.train.global_batch // 2}
+    return {
+        TWICE: {**clip, **longer},
+        "clip_large": {**clip, **large},
+        "align": {"method.fusion_weight": 0.0},
+        "align_small": {"method.fusion_weight": 0.0, **longer, **small},
+        "ito_1": {"method.fusion_weight": 1.0},
+        "ito_1_small": {"method.fusion_weight": 1.0, **longer, **small},
+    }
+
+
 PAPER = Comparison(
     _paper,
     {
@@ -98,3 +114,17 @@ VARIANTS = Comparison(
     cost=BASE,
 )
 """Variants of ITO beside the paper's recipe."""
+SPENDINGS = Comparison(
+    _spendings,
+    {
+        TWICE: "CLIP, twice the steps",
+        "clip_large": "CLIP, twice the batch",
+        "align": "alignment only, λ = 0",
+        "align_small": "λ = 0, half the batch, twice the steps",
+        "ito_1": "ITO, λ = 1",
+        "ito_1_small": "λ = 1, half the batch, twice the steps",
+    },
+    (TWICE, "clip_large"),
+    cost="clip_large",
+)
+"""Equal compute, spent in other ways: is it the second view that helps or hurts, or the number of steps?"""

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ito_ray.errors import DataError
+from tune.arms import PAPER
 from tune.judging import Difference, Estimate
 from tune.results import Results, read_results
 from tune.results_figures import NAMES, SHARES, curves_png, differences_png, lambda_png
@@ -56,6 +57,7 @@ def made(results: Results, images: Path, folder: str) -> str:
         images: where they are drawn.
         folder: the same as the page has to say it.
     """
+    by_weight = results.comparison is PAPER and "align" in results.arms
     parts = [
         _scope(results),
         _tests(results),
@@ -65,7 +67,7 @@ def made(results: Results, images: Path, folder: str) -> str:
             folder,
             f"Differences to {'; '.join(map(results.label, results.references))}, with intervals",
         ),
-        _figure(lambda_png(results, images), folder, "Test scores by λ") if "align" in results.arms else "",
+        _figure(lambda_png(results, images), folder, "Test scores by λ") if by_weight else "",
         _courses(results),
         _figure(curves_png(results, images), folder, "Validation score and modality gap over training"),
         _geometry(results),

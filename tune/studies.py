@@ -16,7 +16,7 @@ from ito_ray.config.load import overlay
 from ito_ray.config.recipes import icons_cpu
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError, DataError, did_you_mean
-from tune.arms import PAPER, VARIANTS, Comparison
+from tune.arms import PAPER, SPENDINGS, VARIANTS, Comparison
 from tune.axes import Changes, apply
 
 RETRIEVAL = tuple(f"heldout/r{k}_{way}" for way in ("image_to_text", "text_to_image") for k in (1, 5))
@@ -147,6 +147,14 @@ def emoji_variants(folder: Path) -> Study:
     return replace(emoji_quick(folder), comparison=VARIANTS).named("emoji_variants")
 
 
+def emoji_spendings(folder: Path) -> Study:
+    """Views, pairs in a batch, or steps, of equal compute, on emoji.
+
+    python -m tune.ablation run emoji_spendings --data demo/ablation/emoji
+    """
+    return replace(emoji_quick(folder), comparison=SPENDINGS).named("emoji_spendings")
+
+
 def _emoji(name: str, folder: Path, *, steps: int, warmup: int, every: int) -> Study:
     train, heldout = [folder / "known" / "train"], [folder / "known" / "val"]
     return Study(
@@ -210,7 +218,11 @@ def _base(name: str, train: list[Path], heldout: list[Any], *, steps: int, warmu
 
 STUDIES: dict[str, Callable[[Path], Study]] = {
     study.__name__: study
-    for study in (icons, icons_quick, icons_variants, emoji, emoji_quick, emoji_variants, clipart, clipart_quick)
+    for study in (
+        *(icons, icons_quick, icons_variants),
+        *(emoji, emoji_quick, emoji_variants, emoji_spendings),
+        *(clipart, clipart_quick),
+    )
 }
 
 

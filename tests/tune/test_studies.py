@@ -15,7 +15,7 @@ from ito_ray.errors import DataError
 from ito_ray.losses.contrastive import info_nce
 from tests.tiny import random_batch, tiny_config, tiny_method
 from tune.ablation import Run, checked, main
-from tune.arms import BASE, PAPER, TWICE, VARIANTS
+from tune.arms import BASE, PAPER, SPENDINGS, TWICE, VARIANTS, Comparison
 from tune.axes import apply
 from tune.parent import fields
 from tune.studies import STUDIES, study
@@ -32,11 +32,11 @@ def _differing(name: str, arm: str) -> dict[str, Any]:
     return {field: mine[field] for field in base if mine[field] != base[field]}
 
 
-OF_THE_PAPER = [name for name in STUDIES if study(name, FOLDER).comparison is PAPER]
-OF_VARIANTS = [name for name in STUDIES if name not in OF_THE_PAPER]
+def _studies_of(comparison: Comparison) -> list[str]:
+    return [name for name in STUDIES if study(name, FOLDER).comparison is comparison]
 
 
-@pytest.mark.parametrize("name", OF_VARIANTS)
+@pytest.mark.parametrize("name", _studies_of(VARIANTS))
 def test_variants_are_the_recipe_but_for_one_thing(name: str) -> None:
     arms = study(name, FOLDER).arms
     assert list(arms) == list(VARIANTS.labels)
@@ -47,7 +47,7 @@ def test_variants_are_the_recipe_but_for_one_thing(name: str) -> None:
     assert study(name, FOLDER).changed({"method.fusion_weight": 7.0}).arms[BASE] == {"method.fusion_weight": 2.0}
 
 
-@pytest.mark.parametrize("name", OF_THE_PAPER)
+@pytest.mark.parametrize("name", _studies_of(PAPER))
 def test_arms_differ_in_what_they_claim_and_in_nothing_else(name: str) -> None:
     base = study(name, FOLDER).base
     assert list(study(name, FOLDER).arms) == list(PAPER.labels)
@@ -60,6 +60,16 @@ def test_arms_differ_in_what_they_claim_and_in_nothing_else(name: str) -> None:
     for weight in (1.0, 4.0, 6.0):
         assert _differing(name, f"ito_{weight:g}") == {"method.fusion_weight": weight}
     assert _differing(name, "ito_2") == {}
+
+
+@pytest.mark.parametrize("name", _studies_of(SPENDINGS))
+def test_equal_compute_is_as_many_images_however_spent(name: str) -> None:
+    chosen, spent = study(name, FOLDER), set()
+    for arm, changes in chosen.arms.items():
+        cfg = apply(chosen.base, changes, source=arm)
+        spent.add(cfg.train.steps * cfg.train.global_batch * cfg.data.views.count)
+        assert cfg.train.steps // cfg.optim.warmup_steps == chosen.base.train.steps // chosen.base.optim.warmup_steps
+    assert spent == {chosen.base.train.steps * chosen.base.train.global_batch * 2}
 
 
 @pytest.mark.parametrize("name", STUDIES)
