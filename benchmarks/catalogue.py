@@ -19,6 +19,8 @@ from benchmarks.nodes import Nodes
 from tests.tracking.servers import free_port, kill, mlflow_server
 
 AWAY_SECONDS = 15.0
+START_SECONDS = 10.0
+"""For a server or a node to be up, at most."""
 Needs = Literal["one machine", "copies", "server", "nodes"]
 """A local Ray and SQLite; also a store for copies of checkpoints; an MLflow server; a cluster that loses nodes."""
 
@@ -62,6 +64,8 @@ class Fault:
     """Whether ranks start again; otherwise they just go on."""
     repeats: bool = True
     """Whether a run can meet it on its way, not only at its end."""
+    beside: float = 0.0
+    """Seconds that it lasts while steps are taken, at most."""
 
 
 def _inside(hit: Callable[[Scene], object], *, restarts: bool = True) -> Fault:
@@ -106,12 +110,12 @@ def _server_away_until_the_next_command(around: Around, scene: Scene) -> None:
     around.command.start()
 
 
-def _of_node(hit: Callable[[Nodes, Scene], object], *, restarts: bool = True) -> Fault:
+def _of_node(hit: Callable[[Nodes, Scene], object], *, restarts: bool = True, beside: float = 0.0) -> Fault:
     def of_ours(around: Around, scene: Scene) -> None:
         assert around.nodes is not None
         hit(around.nodes, scene)
 
-    return Fault(of_ours, "nodes", restarts)
+    return Fault(of_ours, "nodes", restarts, beside=beside)
 
 
 def _head_lost(around: Around, scene: Scene) -> None:
@@ -135,16 +139,19 @@ FAULTS: Mapping[str, Fault] = {
     "monitor killed": _inside(faults.kill_monitor),
     "newest checkpoint truncated, worker killed": _inside(faults.damage_newest_and_kill_worker),
     "disk full for the ranks": _inside(faults.fill_disk),
+    "run's folder read-only for a while": _inside(faults.refuse_writing),
     "driver killed": _killed(),
     "driver killed, newest checkpoint truncated": _killed(faults.damage_newest),
     "driver killed, run's folder lost": _killed(faults.lose_folder, "copies"),
     "SIGTERM": _of_driver(signal.SIGTERM, 128 + signal.SIGTERM),
-    "MLflow away for a while": Fault(_server_away, "server", restarts=False),
+    "MLflow away for a while": Fault(_server_away, "server", restarts=False, beside=AWAY_SECONDS + START_SECONDS),
     "MLflow away until the next command": Fault(_server_away_until_the_next_command, "server", repeats=False),
     "node of a rank lost in mid-step": _of_node(nodes.kill_training_node),
     "node of a rank lost in mid-checkpoint": _of_node(nodes.kill_node_in_mid_checkpoint),
-    "node of data tasks lost": _of_node(nodes.kill_other_node, restarts=False),
-    "node of a rank drained with notice": _of_node(nodes.drain_training_node),
+    "node of data tasks lost": _of_node(nodes.kill_other_node, restarts=False, beside=START_SECONDS),
+    "node of a rank drained with notice": _of_node(
+        nodes.drain_training_node, beside=nodes.NOTICE_SECONDS + START_SECONDS
+    ),
     "head lost": Fault(_head_lost, "nodes"),
 }
 

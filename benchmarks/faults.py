@@ -13,9 +13,11 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -155,6 +157,32 @@ def fill_disk(scene: Scene) -> None:
     limit = max(path.stat().st_size for path in newest.iterdir()) - 1
     for process in until(lambda: ranks(scene), "a rank"):
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def refuse_writing(scene: Scene) -> None:
+    """Nobody can write in the run's folder any more, until all ranks have ended for it."""
+    before = until(lambda: ranks(scene), "a rank")
+    with _read_only(scene.folder):
+        until(lambda: not any(process.is_running() for process in before), "the end of ranks that cannot save")
+
+
+@contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Root may write whatever a folder's permissions say, so for root it is mounted on itself, read-only."""
+    if os.geteuid():
+        mode = folder.stat().st_mode
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(mode)
+        return
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def lines(record: Path) -> list[tuple[float, int, int, int, list[int]]]:

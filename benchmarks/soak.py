@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import random
 import shutil
 import statistics
@@ -33,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.catalogue import FAULTS, Around, Needs, surroundings
-from benchmarks.command import Command
+from benchmarks.command import PACE, Command
 from benchmarks.faults import Scene, newest_step, redone, seconds_lost
 from benchmarks.proof import TOLERANCE, curve, last_loss, problems_at_end, spread
 from ito_ray.errors import ConfigError
@@ -107,9 +108,14 @@ def plan(faults: Sequence[str], times: int, seed: int) -> list[Planned]:
     return [Planned(fault, draw.randint(1, EVERY)) for fault in order]
 
 
-def steps_for(hits: int) -> int:
-    """Steps of a run that is hit so often: two checkpoints before the first, room to recover from the last."""
-    return 4 * EVERY + hits * STEPS_A_HIT
+def steps_beside(fault: str) -> int:
+    """Steps that are taken while it lasts."""
+    return math.ceil(FAULTS[fault].beside / PACE)
+
+
+def steps_for(planned: Sequence[Planned]) -> int:
+    """Steps of a run that is hit so: two checkpoints before the first, room to recover from the last."""
+    return 4 * EVERY + sum(STEPS_A_HIT + steps_beside(one.fault) for one in planned)
 
 
 def account(record: Path, hits: Sequence[Hit]) -> None:
@@ -157,7 +163,7 @@ def hit_again(
     command.wait(stands, "the first two checkpoints")
     for one in planned:
         step = scene.step() + one.after
-        if step > room:
+        if step + steps_beside(one.fault) > room:
             return
         command.wait(partial(_reached, scene, step), f"step {step}")
         command.note_descendants()
@@ -196,7 +202,7 @@ def soak(
 ) -> Soaked:
     """One run with as many of the faults as it has steps for."""
     hits: list[Hit] = []
-    with surroundings(_needs(planned[0]), folder, train(steps_for(len(planned)), failures=len(planned))) as around:
+    with surroundings(_needs(planned[0]), folder, train(steps_for(planned), failures=len(planned))) as around:
         command = around.command
         end = _to_its_end(command, lambda: hit_again(around, planned, random.Random(seed), hits, tell))
     account(command.record, hits)
@@ -231,7 +237,7 @@ def run(arguments: Arguments, console: Console) -> int:
     undisturbed: dict[int, End] = {}
     while left := planned[sum(len(one.hits) for one in runs) :]:
         share = list(itertools.takewhile(lambda one: _needs(one) == _needs(left[0]), left))[:HITS_A_RUN]
-        steps = steps_for(len(share))
+        steps = steps_for(share)
         if steps not in undisturbed:
             console.print(f"undisturbed: {steps} steps")
             with surroundings("one machine", scratch / f"undisturbed-{steps}", train(steps, failures=0), 0.0) as around:
