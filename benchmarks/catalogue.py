@@ -76,18 +76,23 @@ def _inside(hit: Callable[[Scene], object], *, restarts: bool = True) -> Fault:
 def _of_driver(
     number: signal.Signals,
     code: int,
-    then: Callable[[Scene], object] = lambda scene: None,
+    then: Callable[[Scene], object] | None = None,
     needs: Needs = "one machine",
 ) -> Fault:
-    """A signal to the command, which is given again, after something else has happened to what it left."""
+    """A signal to the command, which is given again.
+
+    At once, when ranks that it has left behind may still take steps; or when all of them are gone, and something else
+    has happened to what they left.
+    """
 
     def hit(around: Around, scene: Scene) -> None:
         command = around.command
         assert command.process is not None
         command.process.send_signal(number)
-        if (ended := command.ended()) != code:
+        if (ended := command.ended() if then else command.exits()) != code:
             raise RuntimeError(f"exit code {ended} instead of {code}: {command.tail()}")
-        then(scene)
+        if then:
+            then(scene)
         command.start()
 
     return Fault(hit, needs)

@@ -54,8 +54,8 @@ class Command:
             self.process = subprocess.Popen(words, cwd=REPOSITORY, stdout=log, stderr=log, env=self.environment)
         return self.process
 
-    def ended(self) -> int:
-        """The exit code, once all that it has started is gone too."""
+    def exits(self) -> int:
+        """The exit code; what it has started may be there for some time."""
         assert self.process is not None
         started = self.process
 
@@ -63,9 +63,14 @@ class Command:
             self.note_descendants()
             return started.poll() is not None
 
-        until(over, "the command's end", 600, pause=1.0)
-        until(lambda: not any(map(_alive, self._seen)), "the end of all its processes", LEAVE_SECONDS)
+        until(over, "the command's end", 600)
         return started.returncode
+
+    def ended(self) -> int:
+        """The exit code, once all that it has started is gone too, also when it was given before."""
+        code = self.exits()
+        until(lambda: not any(map(_alive, self._seen)), "the end of all its processes", LEAVE_SECONDS)
+        return code
 
     def ends_well(self) -> None:
         """Wait for its end; raises what went wrong."""
