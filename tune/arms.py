@@ -64,7 +64,10 @@ def _variants(base: Config) -> dict[str, Changes]:
 
 
 def _spendings(base: Config) -> dict[str, Changes]:
-    """The same images through the image tower, as a second view, as more pairs in a batch, or as more steps."""
+    """The same images through the image tower, as a second view, as more pairs in a batch, or as more steps.
+
+    CLIP then sees twice as many captions; arms with two captions of each pair see as many as that.
+    """
     clip: Changes = {"method.name": "clip", "data.views.count": 1}
     longer = {"train.steps": 2 * base.train.steps, "optim.warmup_steps": 2 * base.optim.warmup_steps}
     large = {"train.global_batch": 2 * base.train.global_batch}
@@ -76,6 +79,13 @@ def _spendings(base: Config) -> dict[str, Changes]:
         "align_small": {"method.fusion_weight": 0.0, **longer, **small},
         "ito_1": {"method.fusion_weight": 1.0},
         "ito_1_small": {"method.fusion_weight": 1.0, **longer, **small},
+        "ito_1_captions": {"method.fusion_weight": 1.0, "data.captions": 2},
+        "ito_1_captions_drop": {
+            "method.fusion_weight": 1.0,
+            "data.captions": 2,
+            "method.fusion.caption_drop": 0.5,
+        },
+        "align_captions": {"method.fusion_weight": 0.0, "data.captions": 2},
     }
 
 
@@ -123,6 +133,9 @@ SPENDINGS = Comparison(
         "align_small": "λ = 0, half the batch, twice the steps",
         "ito_1": "ITO, λ = 1",
         "ito_1_small": "λ = 1, half the batch, twice the steps",
+        "ito_1_captions": "λ = 1, two captions",
+        "ito_1_captions_drop": "λ = 1, two captions, half of them hidden from the fusion",
+        "align_captions": "λ = 0, two captions",
     },
     (TWICE, "clip_large"),
     cost="clip_large",

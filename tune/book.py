@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -155,15 +155,22 @@ class Book:
         self._file.close()
         self._lock.release()
 
-    def open_session(self, settings: Mapping[str, Any]) -> None:
+    def open_session(self, settings: Mapping[str, Any], growing: Collection[str] = ()) -> None:
         """Begin, or go on with the same settings.
+
+        Args:
+            growing: names of dictionaries that may have more entries at their end than before.
 
         Raises:
             ConfigError: the sweep was started with others.
         """
         for name, value in settings.items() if self.settings else ():
-            if self.settings.get(name) != json.loads(json.dumps(value)):
-                before = _short(self.settings.get(name), value)
+            known, now = self.settings.get(name), json.loads(json.dumps(value))
+            same = known == now
+            if name in growing and known:
+                same = [*known.items()] == [*now.items()][: len(known)]
+            if not same:
+                before = _short(known, value)
                 raise ConfigError(
                     f"The sweep in {self.path.parent} was started with {name}={before}: "
                     "give the same again to resume it, or another --name for another sweep."

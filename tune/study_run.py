@@ -73,7 +73,7 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
             data = preflight.plan_data(cfg)
             # A tower that cannot be built is refused here, not by every trial.
             DualEncoder(cfg.model, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
-            book.open_session(settings(study))
+            book.open_session(settings(study), growing=("arms",))
             cluster.connect(verbose=False)
             preflight.require_resources(cfg)
             capacity = require_capacity(cfg, size.data_cpus, size.concurrent)
@@ -109,7 +109,7 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
 
 
 def settings(study: Study) -> dict[str, Any]:
-    """What may not change when a study goes on; seeds, the choice of arms and concurrency may."""
+    """What may not change when a study goes on, but for more arms; seeds, the choice of arms and concurrency may."""
     return {
         "study": study.name,
         "arms": {arm: dict(changes) for arm, changes in study.arms.items()},

@@ -53,6 +53,19 @@ def test_two_drivers_at_once_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_study_may_get_more_arms_but_no_others(tmp_path: Path) -> None:
+    arms = {"clip": {"a": 1}, "ito": {"a": 2}}
+    with Book(tmp_path / "book.jsonl") as book:
+        book.open_session(settings(arms=arms))
+        book.open_session(settings(arms={**arms, "more": {"a": 3}}), growing=("arms",))
+        assert list(book.settings["arms"]) == ["clip", "ito", "more"]
+        for other in (arms, {"ito": {"a": 2}, "clip": {"a": 1}, "more": {"a": 3}}, {**arms, "more": {"a": 4}}):
+            with pytest.raises(ConfigError, match="was started with arms="):
+                book.open_session(settings(arms=other), growing=("arms",))
+        with pytest.raises(ConfigError, match="was started with arms="):
+            book.open_session(settings(arms={**arms, "more": {"a": 3}, "last": {}}))
+
+
 def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     with Book(tmp_path / "book.jsonl") as book:
         book.open_session(settings())
