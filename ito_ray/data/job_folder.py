@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,32 @@ def alone(out: Path, *, lock: str, works: str) -> Iterator[None]:
         works: what the other process does with it, for the message: "prepares --out".
 
     Raises:
-        DataError: another process is at work there, or `out` is a file.
+        DataError: another process is at work there, `out` is a file, or nothing can be written in it.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file, where a folder is needed: choose another place or remove it.")
     new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     held = FileLock(out / lock)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
     except Timeout as error:
         raise DataError(f"Another process {works} {out}: wait for it or stop it.") from error
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written: {error}. Make it writable, or choose another place, and run the same command "
+            "again."
+        ) from error
     try:
         yield
     finally:
-        Path(held.lock_file).unlink(missing_ok=True)
+        # Where nothing can be written any more, why the work has ended is to be told, not that a lock's file stays.
+        with suppress(OSError):
+            Path(held.lock_file).unlink(missing_ok=True)
         held.release()
-        if new and not any(out.iterdir()):
-            out.rmdir()
+        with suppress(OSError):
+            if new and not any(out.iterdir()):
+                out.rmdir()
 
 
 def difference(found: Any, request: dict[str, Any]) -> str:
