@@ -87,6 +87,7 @@ def differences_png(results: Results, folder: Path) -> Path:
                 if found.interval is not None:
                     axes.plot([100 * end for end in found.interval], [at, at], color=colour(results, reference), lw=1.4)
                 axes.plot([100 * found.value], [at], "o", color=colour(results, reference), ms=4)
+        axes.set_ylim(-0.5, len(arms) - 0.5)
         axes.set_yticks(range(len(arms)), map(results.label, arms) if axes is panels[0] else [""] * len(arms))
         axes.set_title(NAMES[metric], fontsize=9)
         axes.set_xlabel("points", fontsize=8)

@@ -231,7 +231,7 @@ def _explained(failure: Exception, cfg: Config, monitor: MonitorHandle) -> Excep
     else:
         times = f"failed {cfg.train.max_failures + 1} times and "
     return ClusterError(
-        f"Training {times}was given up: {_root(failure)} Rerun the same command to go on from the last checkpoint; "
+        f"Training {times}was given up: {_root(failure)}. Rerun the same command to go on from the last checkpoint; "
         "--verbose shows Ray's log."
     )
 
@@ -329,7 +329,7 @@ def is_evaluation(metrics: Mapping[str, float]) -> bool:
 
 
 def _root(error: BaseException) -> str:
-    """The last line of the innermost cause."""
+    """The last line of the innermost cause, without its full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[-1]
+    return str(error).strip().splitlines()[-1].removesuffix(".")
