@@ -13,6 +13,7 @@ LAMBDAS = (1.0, 2.0, 4.0, 6.0)
 TWICE = "clip_twice"
 BASE = "ito_2"
 """The recipe as it is."""
+CLIP: Changes = {"method.name": "clip", "data.views.count": 1}
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,18 @@ class Comparison:
     """The arm whose cost is 1."""
 
 
+def _twice_the_steps(base: Config) -> Changes:
+    return {"train.steps": 2 * base.train.steps, "optim.warmup_steps": 2 * base.optim.warmup_steps}
+
+
 def _paper(base: Config) -> dict[str, Changes]:
     """All take the same number of steps over the same batches, but for `clip_twice`, which takes twice as many.
 
     As many images then go through its image tower as through that of an arm with two views.
     """
-    clip: Changes = {"method.name": "clip", "data.views.count": 1}
-    longer = {"train.steps": 2 * base.train.steps, "optim.warmup_steps": 2 * base.optim.warmup_steps}
     return {
-        "clip": clip,
-        TWICE: {**clip, **longer},
+        "clip": CLIP,
+        TWICE: {**CLIP, **_twice_the_steps(base)},
         "siglip": {"method.name": "siglip", "data.views.count": 1},
         "align": {"method.fusion_weight": 0.0},
         **{f"ito_{weight:g}": {"method.fusion_weight": weight} for weight in LAMBDAS},
@@ -68,13 +71,12 @@ def _spendings(base: Config) -> dict[str, Changes]:
 
     CLIP then sees twice as many captions; arms with two captions of each pair see as many as that.
     """
-    clip: Changes = {"method.name": "clip", "data.views.count": 1}
-    longer = {"train.steps": 2 * base.train.steps, "optim.warmup_steps": 2 * base.optim.warmup_steps}
+    longer = _twice_the_steps(base)
     large = {"train.global_batch": 2 * base.train.global_batch}
     small = {"train.global_batch": base.train.global_batch // 2}
     return {
-        TWICE: {**clip, **longer},
-        "clip_large": {**clip, **large},
+        TWICE: {**CLIP, **longer},
+        "clip_large": {**CLIP, **large},
         "align": {"method.fusion_weight": 0.0},
         "align_small": {"method.fusion_weight": 0.0, **longer, **small},
         "ito_1": {"method.fusion_weight": 1.0},
@@ -137,7 +139,7 @@ SPENDINGS = Comparison(
         "ito_1_captions_drop": "λ = 1, two captions, half of them hidden from the fusion",
         "align_captions": "λ = 0, two captions",
     },
-    (TWICE, "clip_large"),
+    (TWICE, "clip_large", "align_captions"),
     cost="clip_large",
 )
-"""Equal compute, spent in other ways: is it the second view that helps or hurts, or the number of steps?"""
+"""Equal compute, spent in other ways: what does CLIP with twice the steps gain by, steps, pairs or captions?"""

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks import soak
-from benchmarks.catalogue import FAULTS, Around
-from benchmarks.command import Command
+from benchmarks.catalogue import AWAY_SECONDS, FAULTS, START_SECONDS, Around
+from benchmarks.command import PACE, Command
 from benchmarks.faults import newest_step
-from benchmarks.soak import EVERY, SOAKED, Hit, Planned, Soaked, account, plan, table
+from benchmarks.soak import EVERY, SOAKED, STEPS_A_HIT, Hit, Planned, Soaked, account, plan, steps_for, table
 
 
 def test_the_plan_has_each_fault_as_often_and_repeats_by_its_seed() -> None:
@@ -28,6 +28,12 @@ def test_the_plan_has_each_fault_as_often_and_repeats_by_its_seed() -> None:
     assert {one.after for one in planned} == set(range(1, EVERY + 1)), "every moment between two checkpoints"
     assert planned == plan(SOAKED, 20, seed=3)
     assert planned != plan(SOAKED, 20, seed=4)
+
+
+def test_a_fault_beside_which_steps_are_taken_gets_steps_for_it() -> None:
+    stands, goes_on = Planned("controller killed", 1), Planned("MLflow away for a while", 1)
+    assert steps_for([goes_on]) - steps_for([stands]) == (AWAY_SECONDS + START_SECONDS) / PACE == 100
+    assert steps_for([stands] * 3) - steps_for([stands]) == 2 * STEPS_A_HIT
 
 
 def _write(record: Path, name: str, taken: list[tuple[float, int]]) -> None:

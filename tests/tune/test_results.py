@@ -13,7 +13,7 @@ from scipy import stats
 from ito_ray.errors import DataError
 from tests.tune.books import finished_sweep
 from tune.ablation import main
-from tune.arms import BASE, PAPER, TWICE, VARIANTS
+from tune.arms import BASE, PAPER, SPENDINGS, TWICE, VARIANTS
 from tune.book import Book, Job
 from tune.judging import paired_difference
 from tune.results import Results, note_name, read_results
@@ -28,7 +28,7 @@ TOP1 = "zero_shot/top1"
 
 def _score(arm: str, seed: int) -> float:
     """A seed lifts all arms alike, so differences vary less than scores."""
-    place = [*PAPER.labels, *VARIANTS.labels].index(arm)
+    place = [*PAPER.labels, *VARIANTS.labels, *SPENDINGS.labels].index(arm)
     return 0.2 + 0.01 * place + 0.05 * seed + 0.001 * ((seed * 7 + place * 3) % 5)
 
 
@@ -148,3 +148,13 @@ def test_variants_are_compared_with_the_recipe(tmp_path: Path) -> None:
     assert text.count("Less ITO, λ = 2, seed by seed") == 1 and "Less CLIP" not in text
     assert all(f"| {label} | 3 |" in text for label in VARIANTS.labels.values())
     assert "| × ITO, λ = 2 |" in text and "lambda.png" not in text
+
+
+def test_equal_compute_is_compared_with_each_way_to_spend_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(marks("emoji_spendings")), encoding="utf-8")
+    write_page(_fill(tmp_path / "emoji_spendings", "emoji_spendings"), page, tmp_path)
+    text = page.read_text("utf-8")
+    assert [text.count(f"Less {SPENDINGS.labels[arm]}, seed by seed") for arm in SPENDINGS.references] == [1, 1, 1]
+    assert "| CLIP, twice the batch | 240 | 61,440 | 61,440 |" in text, "what each encodes is in the table of costs"
+    assert "lambda.png" not in text, "its arms differ in more than λ"
