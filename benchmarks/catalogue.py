@@ -145,6 +145,7 @@ FAULTS: Mapping[str, Fault] = {
     "newest checkpoint truncated, worker killed": _inside(faults.damage_newest_and_kill_worker),
     "disk full for the ranks": _inside(faults.fill_disk),
     "run's folder read-only for a while": _inside(faults.refuse_writing),
+    "list of checkpoints read-only for a while": _inside(faults.refuse_listing),
     "driver killed": _killed(),
     "driver killed, newest checkpoint truncated": _killed(faults.damage_newest),
     "driver killed, run's folder lost": _killed(faults.lose_folder, "copies"),

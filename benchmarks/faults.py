@@ -28,7 +28,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import ROW_BITS, ROW_PLACE_BITS, Position, members
 from ito_ray.data.rows import read_piece
-from ito_ray.runtime.snapshot import COPY
+from ito_ray.runtime.snapshot import COPY, SNAPSHOT
 from ito_ray.training.state import read_state
 
 PATIENCE = 300.0
@@ -166,23 +166,30 @@ def refuse_writing(scene: Scene) -> None:
         until(lambda: not any(process.is_running() for process in before), "the end of ranks that cannot save")
 
 
+def refuse_listing(scene: Scene) -> None:
+    """Ray Train's list of checkpoints cannot be written any more, until the controller has ended for it."""
+    before = scene.latest("ray::TrainController")
+    with _read_only(scene.folder / SNAPSHOT):
+        until(lambda: not before.is_running(), "the end of a controller that cannot write its list")
+
+
 @contextmanager
-def _read_only(folder: Path) -> Iterator[None]:
-    """Root may write whatever a folder's permissions say, so for root it is mounted on itself, read-only."""
+def _read_only(path: Path) -> Iterator[None]:
+    """Root may write whatever its permissions say, so for root it is mounted on itself, read-only."""
     if os.geteuid():
-        mode = folder.stat().st_mode
-        folder.chmod(0o555)
+        mode = path.stat().st_mode
+        path.chmod(mode & ~0o222)
         try:
             yield
         finally:
-            folder.chmod(mode)
+            path.chmod(mode)
         return
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "--bind", path, path], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
         yield
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def lines(record: Path) -> list[tuple[float, int, int, int, list[int]]]:

@@ -227,6 +227,8 @@ def _explained(failure: Exception, cfg: Config, monitor: MonitorHandle) -> Excep
     if isinstance(failure, ray.train.ControllerError):
         if isinstance(failure.controller_failure, StartAnew):
             return _Lost(str(failure.controller_failure))
+        if isinstance(failure.controller_failure, OSError):  # it keeps the list of checkpoints
+            return _Lost(f"Ray Train's controller failed: {_root(failure.controller_failure)}")
         times = ""
     else:
         times = f"failed {cfg.train.max_failures + 1} times and "

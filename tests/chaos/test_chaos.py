@@ -1,5 +1,6 @@
 """One run, hit where it hurts: a worker is killed, then the newest checkpoint is truncated under another, then Ray
-Train's controller is killed. It reaches its steps by itself, and nothing is lost or there twice.
+Train's controller is killed, then the next one cannot write its list of checkpoints. It reaches its steps by itself,
+and nothing is lost or there twice.
 
 `python -m benchmarks.chaos` has all faults, at drawn moments, and the same with whole nodes.
 """
@@ -22,6 +23,7 @@ from benchmarks.faults import (
     kill_controller,
     kill_training_worker,
     problems_of_samples,
+    refuse_listing,
     until,
 )
 from ito_ray.config.schema import Config
@@ -34,7 +36,7 @@ from tests.runtime.recorded import recording
 from tests.runtime.shards import small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
-STEPS, EVERY = 40, 5
+STEPS, EVERY = 50, 5
 PACE = 0.1
 
 
@@ -52,10 +54,12 @@ def _hit(scene: Scene) -> list[str]:
     damage_newest_and_kill_worker(scene)
     until(lambda: scene.step() >= 28, "step 28")
     kill_controller(scene)
+    until(lambda: scene.step() >= 38, "step 38")
+    refuse_listing(scene)
     return [newest.name]
 
 
-def test_a_run_survives_worker_checkpoint_and_controller(tmp_path: Path) -> None:
+def test_a_run_survives_worker_checkpoint_controller_and_list(tmp_path: Path) -> None:
     cfg = _config(tmp_path)
     data = preflight.plan_data(cfg)
     folder = tmp_path / "runs" / "chaos"
@@ -83,7 +87,9 @@ def test_a_run_survives_worker_checkpoint_and_controller(tmp_path: Path) -> None
     assert read_state(trained.checkpoint).step == STEPS and damage(trained.checkpoint) == ""
     aside = folder / f"{DAMAGED}{damaged}"
     assert "method.safetensors has" in damage(aside), "it was kept"
-    assert any(damaged in text and "set aside" in text for text in told) and any("controller" in text for text in told)
+    assert any(damaged in text and "set aside" in text for text in told)
+    assert any("controller was lost" in text for text in told)
+    assert any("controller failed" in text and "checkpoint_manager_snapshot.json" in text for text in told)
     until(lambda: not scene.processes("ray::RayTrainWorker"), "the workers' end", 120)
     until(lambda: not scene.processes("ray::TrainController"), "the controllers' end", 120)
     states = {group["state"] for group in placement_group_table().values()}
