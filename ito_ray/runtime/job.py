@@ -236,7 +236,7 @@ def _train(
         recipe,
         git_commit(),
     )
-    record.write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
+    job_folder.write_json(record, dataclasses.asdict(training))  # whole, or the run would not start again
     return trained.checkpoint, training
 
 
