@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:
     Raises:
         ConfigError: a pretrained tokenizer that cannot be loaded.
     """
-    if (folder / "tokenizer.json").is_file():
+    if folder.is_dir():
         return load_tokenizer(str(folder))
     text = cfg.model.text
     if text.kind == "scratch":
@@ -200,8 +201,10 @@ def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:
             raise ConfigError(
                 f"model.text.source={text.source} has no tokenizer that can be loaded: {error}"
             ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # a kill left it
+    tokenizer.save_pretrained(partial)
+    partial.replace(folder)  # whole or not there: with half of it words would have other numbers, or none
     return load_tokenizer(str(folder))
 
 

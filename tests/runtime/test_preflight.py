@@ -1,16 +1,19 @@
-"""Whether a cluster has room for an evaluator, and evaluations that could never be made; no Ray is started."""
+"""Room for an evaluator, evaluations that could never be made, the tokenizer; no Ray is started."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
 from ito_ray.runtime import preflight
+from tests.runtime.shards import small_config
 from tests.tiny import tiny_config
 
 
@@ -59,3 +62,22 @@ def test_nothing_to_evaluate_on_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean heldout/r5_text_to_image\?"):
         preflight.require_evaluation(_config(best="heldout/r5_text_image"))
     preflight.require_evaluation(_config(best="heldout/r5_text_to_image"))
+
+
+def test_a_tokenizer_that_was_half_written_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = small_config(tmp_path)
+    plan = preflight.plan_data(cfg).plan
+    folder = tmp_path / "run" / "tokenizer"
+
+    def killed_in_between(tokenizer: object, target: Path) -> None:
+        target.mkdir(parents=True)
+        (target / "tokenizer.json").write_text('{"version": "1.0", "trunc')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PreTrainedTokenizerFast, "save_pretrained", killed_in_between)
+        preflight.prepare_tokenizer(cfg, plan, folder)
+    made = preflight.prepare_tokenizer(cfg, plan, folder)
+    undisturbed = preflight.prepare_tokenizer(cfg, plan, tmp_path / "other" / "tokenizer")
+    assert made.get_vocab() == undisturbed.get_vocab()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["tokenizer"]
