@@ -17,7 +17,7 @@ from tune.axes import Changes, apply, value_of
 from tune.book import BASELINE, Job, Trial
 
 TRIALS, SHELF = "trials", "held"
-UNJUDGED = {"best": "", "patience": 0, "min_improvement": 0}
+UNJUDGED = {"best": "", "keep_best": 1, "patience": 0, "min_improvement": 0}
 """The sweep judges its trials itself, and takes their last weights."""
 
 

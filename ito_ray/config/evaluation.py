@@ -37,6 +37,8 @@ class EvalConfig(Section):
     newest ones. Every evaluation then has a checkpoint, and the last step an evaluation. Empty = newest ones only."""
     ship: Literal["best", "last"] = "best"
     """Which checkpoint is exported and registered where `best` is named."""
+    keep_best: PositiveInt = 1
+    """How many checkpoints stay in RUN/best, to be compared on other data: the best ones by `best`."""
     patience: NonNegativeInt = 0
     """Training ends after so many evaluations in a row in which `best` did not improve; 0 = never."""
     min_improvement: NonNegativeFloat = 0.0
@@ -49,6 +51,11 @@ class EvalConfig(Section):
         if self.patience and not self.best:
             raise ConfigError(
                 f"eval.patience={self.patience} needs a metric to wait for: set eval.best, "
+                "e.g. heldout/r1_image_to_text."
+            )
+        if self.keep_best > 1 and not self.best:
+            raise ConfigError(
+                f"eval.keep_best={self.keep_best} needs a metric to go by: set eval.best, "
                 "e.g. heldout/r1_image_to_text."
             )
         if self.min_improvement and not self.patience:

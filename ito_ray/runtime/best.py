@@ -1,6 +1,7 @@
-"""The best checkpoint: kept in RUN/best while Ray Train rotates the others, and what is chosen at the end.
+"""The best checkpoints: kept in RUN/best while Ray Train rotates the others, and what is chosen at the end.
 
-It is linked, so it takes no room of its own until Ray Train deletes the original, or copied where links are not known.
+They are linked, so they take no room of their own until Ray Train deletes the originals, or copied where links are not
+known.
 """
 
 from __future__ import annotations

@@ -179,8 +179,8 @@ class LiveEvaluation:
         """The best, and the best before the newest point: that is what a run is resumed with which is killed now."""
         if self._rule is None:
             return
-        bests = (self._rule.best(self._curve), self._rule.best(self._curve[:-1]))
-        best.keep(self._run, {one[0] for one in bests if one is not None and one[0] <= self._saved})
+        bests = (*self._rule.kept(self._curve), *self._rule.kept(self._curve[:-1]))
+        best.keep(self._run, {step for step, _ in bests if step <= self._saved})
 
     def _goes_on(self, done: int) -> bool:
         """The same word on every rank."""

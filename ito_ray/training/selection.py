@@ -18,7 +18,7 @@ Point = tuple[int, float]
 
 @dataclass(frozen=True)
 class Criterion:
-    """What `eval.best`, `eval.patience` and `eval.min_improvement` ask for."""
+    """What `eval.best` and the fields that go with it ask for."""
 
     metric: str
     larger: bool
@@ -26,10 +26,16 @@ class Criterion:
     patience: int = 0
     """Evaluations in a row without improvement; 0 = without end."""
     min_improvement: float = 0.0
+    keep: int = 1
+    """How many of the best checkpoints stay."""
 
     def best(self, curve: Sequence[Point]) -> Point | None:
         """The best point, the first of equal ones; None when there is none."""
-        return max(curve, key=lambda point: self._gain(point[1]), default=None)
+        return next(iter(self._by_gain(curve)), None)
+
+    def kept(self, curve: Sequence[Point]) -> list[Point]:
+        """The best points, at most `keep`, the best one first."""
+        return self._by_gain(curve)[: self.keep]
 
     def improvements(self, curve: Sequence[Point]) -> Iterator[Point]:
         """The points that patience counts from: the first, and each one better than the last of these by enough."""
@@ -49,6 +55,9 @@ class Criterion:
         waits = zip(improved, until, strict=True)
         return next((one for one, end in waits if end - at[one[0]] > self.patience), None)
 
+    def _by_gain(self, curve: Sequence[Point]) -> list[Point]:
+        return sorted(curve, key=lambda point: -self._gain(point[1]))
+
     def _gain(self, value: float) -> float:
         return value if self.larger else -value
 
@@ -66,7 +75,7 @@ def criterion(cfg: Config) -> Criterion | None:
         there = ", ".join(known) or "nothing: data.heldout and eval.zero_shot are empty"
         hint = did_you_mean(wanted, known, cutoff=0.4)
         raise ConfigError(f"eval.best={wanted}: with this data there is {there}.{hint}")
-    return Criterion(wanted, known[wanted], cfg.eval.patience, cfg.eval.min_improvement)
+    return Criterion(wanted, known[wanted], cfg.eval.patience, cfg.eval.min_improvement, cfg.eval.keep_best)
 
 
 def stopped_early(cfg: Config, state: State) -> str:

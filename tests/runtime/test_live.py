@@ -186,7 +186,7 @@ Outcome = tuple[list[tuple[int, dict[str, float]]], State, bytes]
 @pytest.fixture(scope="module")
 def inline(numbers: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What an undisturbed run gives in which training waits for its evaluations."""
-    monitor, cfg = _Monitor(), _config(tmp_path_factory.mktemp("inline"))
+    monitor, cfg = _Monitor(), _config(tmp_path_factory.mktemp("inline"), keep_best=2)
     state = _train(cfg, monitor, evaluator=False)
     return _curve(monitor), state, _shipped(cfg)
 
@@ -201,18 +201,21 @@ def _shipped(cfg: Config) -> bytes:
     weights = spare.take(learner.shipped)
     assert (chosen.step, _number(weights)[METRIC]) == rule.best(read_state(newest).curve)
     assert load_file(chosen.folder / "method.safetensors")
+    curve = read_state(newest).curve
+    wanted, before = ({name_of(step) for step, _ in rule.kept(some)} for some in (curve, curve[:-1]))
+    assert wanted <= {path.name for path in (newest.parent / best.FOLDER).iterdir()} <= wanted | before
     return weights
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("kill_after", range(1, STEPS))
-def test_killed_after_any_step_the_curve_is_the_inline_one(
+def test_killed_after_any_step_curve_and_kept_checkpoints_are_the_inline_ones(
     kill_after: int, at_once: bool, inline: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, ended, weights = inline
     assert [step for step, _ in expected] == [2, 4, 6, 8, 9]
     monkeypatch.setattr(live, "ray", _Ray(at_once=at_once))
-    monitor, cfg = _Monitor(), _config(tmp_path, cpus=1)
+    monitor, cfg = _Monitor(), _config(tmp_path, cpus=1, keep_best=2)
     with pytest.raises(_Kill):
         _train(cfg, monitor, evaluator=True, kill_after=kill_after)
     state = _train(cfg, monitor, evaluator=True)

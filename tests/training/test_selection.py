@@ -45,13 +45,25 @@ def test_the_best_is_the_first_of_equal_ones(curve: list[Point], larger: bool) -
     assert found == curve[values.index(max(values) if larger else min(values))]
 
 
+@given(CURVES, st.booleans(), st.integers(1, 4))
+def test_the_kept_ones_are_those_that_no_more_than_others_beat(curve: list[Point], larger: bool, keep: int) -> None:
+    def beats(one: Point, other: Point) -> bool:
+        """Better, or as good and earlier."""
+        gains = [value if larger else -value for value in (one[1], other[1])]
+        return gains[0] > gains[1] or (gains[0] == gains[1] and one[0] < other[0])
+
+    expected = {one for one in curve if sum(beats(other, one) for other in curve) < keep}
+    found = Criterion(R1, larger, keep=keep).kept(curve)
+    assert set(found) == expected and found[:1] == [one for one in [Criterion(R1, larger).best(curve)] if one]
+
+
 def _config(**evaluation: object) -> Config:
     data = {"heldout": ["heldout.tar"]}
     return tiny_config(data=data, eval={"every": 5, "best": R1, **evaluation}, train={"steps": 40})
 
 
 def test_the_direction_is_the_metrics() -> None:
-    assert criterion(_config(patience=3, min_improvement=0.01)) == Criterion(R1, True, 3, 0.01)
+    assert criterion(_config(patience=3, min_improvement=0.01, keep_best=2)) == Criterion(R1, True, 3, 0.01, 2)
     assert criterion(_config(best="heldout/median_rank_image_to_text")) == Criterion(
         "heldout/median_rank_image_to_text", False
     )
@@ -67,6 +79,7 @@ def test_the_direction_is_the_metrics() -> None:
         ({"every": 0}, "set eval.every"),
         ({"best": "", "patience": 2}, "eval.patience=2 needs a metric"),
         ({"min_improvement": 0.1}, "set eval.patience"),
+        ({"best": "", "keep_best": 3}, "eval.keep_best=3 needs a metric"),
         ({"gpu": True}, "set eval.cpus"),
     ],
 )
