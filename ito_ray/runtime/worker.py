@@ -7,12 +7,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
 
+from ito_ray.config.schema import Config
 from ito_ray.data.position import Position
 from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
@@ -49,25 +51,11 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
     launch.go_to_folder()
 
     tokenizer = load_tokenizer(launch.tokenizer.folder())
-    torch.manual_seed(cfg.train.seed)
-    method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
-    sharded = cfg.train.parallel == "fsdp"
-    if sharded:
-        parallel.shard(method, device)
-    else:  # FSDP takes no such weights
-        method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
-    learner = build_learner(cfg, method)
-
-    step, position, state = 0, Position(), None
-    latest = ray.train.get_checkpoint()
-    assert ray.get(launch.monitor.checkpoint.remote()) == (latest.path if latest else ""), "where the stream goes on"
-    if latest:
-        with latest.as_directory() as folder:
-            state = read_state(Path(folder))
-            checkpoint.load(Path(folder), learner)
-        step, position = state.step, Position.from_json(state.position)
-    if not sharded:
-        learner.model = ray.train.torch.prepare_model(method)
+    learner = _build(cfg, tokenizer, device)
+    state = _resume(launch, learner)
+    step, position = (state.step, Position.from_json(state.position)) if state else (0, Position())
+    if cfg.train.parallel != "fsdp":
+        learner.model = ray.train.torch.prepare_model(learner.method)
     live = LiveEvaluation(launch, learner, tokenizer, device, state)
     if state and stopped_early(cfg, state):
         return
@@ -118,6 +106,29 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
         checkpoint_first=launch.judged,
     )
     loop.train(cfg, learner, batches, device, hooks, first_step=step)
+
+
+def _build(cfg: Config, tokenizer: Any, device: torch.device) -> Learner:
+    """What is trained, as at the first step; the same weights on every rank."""
+    torch.manual_seed(cfg.train.seed)
+    method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
+    if cfg.train.parallel == "fsdp":
+        parallel.shard(method, device)
+    else:  # FSDP takes no such weights
+        method.encoder.image.to(memory_format=torch.channels_last)  # what the uint8 pixels are already
+    return build_learner(cfg, method)
+
+
+def _resume(launch: Launch, learner: Learner) -> State | None:
+    """Load the checkpoint that this start goes on from, if there is one, and what it knows."""
+    latest = ray.train.get_checkpoint()
+    assert ray.get(launch.monitor.checkpoint.remote()) == (latest.path if latest else ""), "where the stream goes on"
+    if not latest:
+        return None
+    with latest.as_directory() as folder:
+        state = read_state(Path(folder))
+        checkpoint.load(Path(folder), learner)
+    return state
 
 
 def _save(done: int, learner: Learner, state: State | None) -> None:
