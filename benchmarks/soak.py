@@ -46,6 +46,8 @@ EVERY = 8
 HITS_A_RUN = 35
 STEPS_A_HIT = 14
 """Eight or sixteen, by where between two checkpoints the fault hits: eleven on average."""
+LEAST_STEPS = 240
+"""Of a run with few faults: up to step 100 the loss falls from 9 to 3.5, and other batches move that fall by steps."""
 LAST_SHARE = 5
 """The mean loss of the last fifth of the steps is compared: ten of them would say little of a long run."""
 SOAKED = tuple(name for name, fault in FAULTS.items() if fault.repeats)
@@ -115,7 +117,7 @@ def steps_beside(fault: str) -> int:
 
 def steps_for(planned: Sequence[Planned]) -> int:
     """Steps of a run that is hit so: two checkpoints before the first, room to recover from the last."""
-    return 4 * EVERY + sum(STEPS_A_HIT + steps_beside(one.fault) for one in planned)
+    return max(LEAST_STEPS, 4 * EVERY + sum(STEPS_A_HIT + steps_beside(one.fault) for one in planned))
 
 
 def account(record: Path, hits: Sequence[Hit]) -> None:

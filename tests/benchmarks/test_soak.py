@@ -17,7 +17,19 @@ from benchmarks import soak
 from benchmarks.catalogue import AWAY_SECONDS, FAULTS, START_SECONDS, Around
 from benchmarks.command import PACE, Command
 from benchmarks.faults import newest_step
-from benchmarks.soak import EVERY, SOAKED, STEPS_A_HIT, Hit, Planned, Soaked, account, plan, steps_for, table
+from benchmarks.soak import (
+    EVERY,
+    LEAST_STEPS,
+    SOAKED,
+    STEPS_A_HIT,
+    Hit,
+    Planned,
+    Soaked,
+    account,
+    plan,
+    steps_for,
+    table,
+)
 
 
 def test_the_plan_has_each_fault_as_often_and_repeats_by_its_seed() -> None:
@@ -32,8 +44,10 @@ def test_the_plan_has_each_fault_as_often_and_repeats_by_its_seed() -> None:
 
 def test_a_fault_beside_which_steps_are_taken_gets_steps_for_it() -> None:
     stands, goes_on = Planned("controller killed", 1), Planned("MLflow away for a while", 1)
-    assert steps_for([goes_on]) - steps_for([stands]) == (AWAY_SECONDS + START_SECONDS) / PACE == 100
-    assert steps_for([stands] * 3) - steps_for([stands]) == 2 * STEPS_A_HIT
+    many = [stands] * 20
+    assert steps_for([*many, goes_on]) - steps_for([*many, stands]) == (AWAY_SECONDS + START_SECONDS) / PACE == 100
+    assert steps_for([*many, stands, stands]) - steps_for(many) == 2 * STEPS_A_HIT
+    assert steps_for([stands]) == LEAST_STEPS, "its end is compared, which must lie beyond the steep part"
 
 
 def _write(record: Path, name: str, taken: list[tuple[float, int]]) -> None:
