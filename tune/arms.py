@@ -14,6 +14,19 @@ TWICE = "clip_twice"
 BASE = "ito_2"
 """The recipe as it is."""
 CLIP: Changes = {"method.name": "clip", "data.views.count": 1}
+CAPTIONS: dict[str, Changes] = {
+    "align_captions": {"method.fusion_weight": 0.0, "data.captions": 2},
+    "ito_1_captions_drop": {
+        "method.fusion_weight": 1.0,
+        "data.captions": 2,
+        "method.fusion.caption_drop": 0.5,
+    },
+}
+"""As many captions as `clip_twice` reads; hiding them from the fusion is ours."""
+CAPTIONS_LABELS = {
+    "align_captions": "λ = 0, two captions",
+    "ito_1_captions_drop": "λ = 1, two captions, half of them hidden from the fusion",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,8 @@ def _twice_the_steps(base: Config) -> Changes:
 def _paper(base: Config) -> dict[str, Changes]:
     """All take the same number of steps over the same batches, but for `clip_twice`, which takes twice as many.
 
-    As many images then go through its image tower as through that of an arm with two views.
+    As many images then go through its image tower as through that of an arm with two views, and as many captions
+    through its text tower as through that of an arm with two captions.
     """
     return {
         "clip": CLIP,
@@ -44,6 +58,7 @@ def _paper(base: Config) -> dict[str, Changes]:
         "siglip": {"method.name": "siglip", "data.views.count": 1},
         "align": {"method.fusion_weight": 0.0},
         **{f"ito_{weight:g}": {"method.fusion_weight": weight} for weight in LAMBDAS},
+        **CAPTIONS,
     }
 
 
@@ -82,12 +97,8 @@ def _spendings(base: Config) -> dict[str, Changes]:
         "ito_1": {"method.fusion_weight": 1.0},
         "ito_1_small": {"method.fusion_weight": 1.0, **longer, **small},
         "ito_1_captions": {"method.fusion_weight": 1.0, "data.captions": 2},
-        "ito_1_captions_drop": {
-            "method.fusion_weight": 1.0,
-            "data.captions": 2,
-            "method.fusion.caption_drop": 0.5,
-        },
-        "align_captions": {"method.fusion_weight": 0.0, "data.captions": 2},
+        "ito_1_captions_drop": CAPTIONS["ito_1_captions_drop"],
+        "align_captions": CAPTIONS["align_captions"],
     }
 
 
@@ -99,6 +110,7 @@ PAPER = Comparison(
         "siglip": "SigLIP",
         "align": "alignment only, λ = 0",
         **{f"ito_{weight:g}": f"ITO, λ = {weight:g}" for weight in LAMBDAS},
+        **CAPTIONS_LABELS,
     },
     # Does the fusion help, does ITO help, and does it at equal compute?
     ("align", "clip", TWICE),
@@ -136,8 +148,8 @@ SPENDINGS = Comparison(
         "ito_1": "ITO, λ = 1",
         "ito_1_small": "λ = 1, half the batch, twice the steps",
         "ito_1_captions": "λ = 1, two captions",
-        "ito_1_captions_drop": "λ = 1, two captions, half of them hidden from the fusion",
-        "align_captions": "λ = 0, two captions",
+        "ito_1_captions_drop": CAPTIONS_LABELS["ito_1_captions_drop"],
+        "align_captions": CAPTIONS_LABELS["align_captions"],
     },
     (TWICE, "clip_large", "align_captions"),
     cost="clip_large",

@@ -38,6 +38,8 @@ COLOURS = {
     "siglip": "#c2500a",
     "align": "#0a7d38",
     **dict(zip((f"ito_{weight:g}" for weight in LAMBDAS), ("#9ecbee", "#4fa0dc", "#0b6fb8", "#073f6b"), strict=True)),
+    "align_captions": "#b8860b",
+    "ito_1_captions_drop": "#a3195b",
 }
 GAP = "geometry/modality_gap"
 OTHERS = matplotlib.color_sequences["tab20"]

@@ -60,6 +60,9 @@ def test_arms_differ_in_what_they_claim_and_in_nothing_else(name: str) -> None:
     for weight in (1.0, 4.0, 6.0):
         assert _differing(name, f"ito_{weight:g}") == {"method.fusion_weight": weight}
     assert _differing(name, "ito_2") == {}
+    assert _differing(name, "align_captions") == {"method.fusion_weight": 0.0, "data.captions": 2}
+    hidden = {"method.fusion.caption_drop": 0.5}
+    assert _differing(name, "ito_1_captions_drop") == {"method.fusion_weight": 1.0, "data.captions": 2, **hidden}
 
 
 @pytest.mark.parametrize("name", _studies_of(SPENDINGS))
