@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,20 @@ def settings(study: Study) -> dict[str, Any]:
     }
 
 
+def steps_ahead(book: Book, jobs: Sequence[Job], steps: int) -> int:
+    """Steps that the jobs have still to take; one that failed takes none.
+
+    Args:
+        steps: of a job that does not change them.
+    """
+    ahead = 0
+    for job in jobs:
+        trial = book.trials.get(job.key)
+        if trial is None or trial.state == "open":
+            ahead += int(job.changes.get("train.steps", steps)) - (trial.steps if trial else 0)
+    return ahead
+
+
 @dataclass(frozen=True)
 class _Session:
     """The part that follows the checks."""
@@ -137,11 +152,16 @@ class _Session:
         never = Stopping("none", Rungs(self.maker.every, self.maker.base.train.steps, 2), OBJECTIVE)
         sweep = Sweep(self.book, Budget(), self._order, never, desk_name, open_desk(desk_name))
         points = {arm: point for point, arm in enumerate(self.study.arms, start=1)}
-        for number in range(size.seeds):
-            seed = self.maker.base.train.seed + number
-            jobs = [Job(points[arm], seed, "study", self.study.arms[arm]) for arm in size.arms]
+        first = self.maker.base.train.seed
+        of_seed = {
+            seed: [Job(points[arm], seed, "study", self.study.arms[arm]) for arm in size.arms]
+            for seed in range(first, first + size.seeds)
+        }
+        jobs_of_all = [job for jobs in of_seed.values() for job in jobs]
+        ahead = partial(steps_ahead, self.book, jobs_of_all, self.study.base.train.steps)
+        for seed, jobs in of_seed.items():
             with self.stages.stage(f"Seed {seed}: {', '.join(size.arms)}"):
-                with SweepTable(self.stages.console, self.book, OBJECTIVE, sweep.budget, "study") as table:
+                with SweepTable(self.stages.console, self.book, OBJECTIVE, sweep.budget, "study", ahead) as table:
                     plan = Listed(self.book, jobs)
                     drive(sweep, plan, self.maker.folder / "ray", room=self.room, tick=table.tick)
                 settle(self.tracked, endings(self.book, only_ended=True))

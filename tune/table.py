@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -24,9 +26,21 @@ ROWS = 8
 class SweepTable:
     """Trials by state, the best so far, what is used and left."""
 
-    def __init__(self, console: Console, book: Book, objective: Objective, budget: Budget, phase: Phase) -> None:
+    def __init__(
+        self,
+        console: Console,
+        book: Book,
+        objective: Objective,
+        budget: Budget,
+        phase: Phase,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """
+        Args:
+            ahead: training steps of all that is still to be run, where that is known; for the time left.
+        """
         self._console, self._book, self._objective, self._budget = console, book, objective, budget
-        self._phase = phase
+        self._phase, self._ahead = phase, ahead
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._printed = time.monotonic()
 
@@ -61,8 +75,9 @@ class SweepTable:
         spent = self._book.spent
         left = self._budget.left(spent)
         money = f", {spent.money:.2f} in money" if spent.money else ""
-        used = f"{spent.steps:,} steps, {spent.seconds / 60:.0f} min{money}"
-        return used + (f" ({left})" if left else "")
+        used = f"{spent.steps:,} steps, {spent.seconds / 60:.0f} min{money}" + (f" ({left})" if left else "")
+        ahead = self._ahead() * spent.seconds / spent.steps if spent.steps else 0.0
+        return used + (f" · about {timedelta(seconds=round(ahead))} left" if ahead else "")
 
     def _trials(self) -> list[Trial]:
         return [trial for trial in self._book.trials.values() if trial.job.phase == self._phase]

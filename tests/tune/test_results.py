@@ -8,18 +8,21 @@ from statistics import fmean, stdev
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from scipy import stats
 
 from ito_ray.errors import DataError
 from tests.tune.books import finished_sweep
 from tune.ablation import main
 from tune.arms import BASE, PAPER, SPENDINGS, TWICE, VARIANTS
-from tune.book import Book, Job
+from tune.book import Book, Job, Spent
+from tune.budget import Budget
 from tune.judging import paired_difference
 from tune.results import Results, note_name, read_results
 from tune.results_page import marks, write_page
 from tune.studies import study
-from tune.study_run import settings
+from tune.study_run import OBJECTIVE, settings, steps_ahead
+from tune.table import SweepTable
 
 SEEDS = (0, 1, 2)
 R1 = "heldout/r1_image_to_text"
@@ -158,3 +161,32 @@ def test_equal_compute_is_compared_with_each_way_to_spend_it(tmp_path: Path) -> 
     assert [text.count(f"Less {SPENDINGS.labels[arm]}, seed by seed") for arm in SPENDINGS.references] == [1, 1, 1]
     assert "| CLIP, twice the batch | 240 | 61,440 | 61,440 |" in text, "what each encodes is in the table of costs"
     assert "lambda.png" not in text, "its arms differ in more than λ"
+
+
+def test_a_study_says_how_long_it_will_take_yet(tmp_path: Path) -> None:
+    jobs = [Job(1, seed, "study", {}) for seed in range(4)] + [Job(2, 0, "study", {"train.steps": 1600})]
+    with Book(tmp_path / "book.jsonl") as book:
+        book.open_session(settings(study("clipart", tmp_path)))
+
+        def ahead() -> int:
+            return steps_ahead(book, jobs, 800)
+
+        def line() -> str:
+            return SweepTable(Console(), book, OBJECTIVE, Budget(), "study", ahead).line()
+
+        assert ahead() == 4 * 800 + 1600
+        assert "left" not in line(), "nothing is known before the first steps"
+        for job in jobs[:3]:
+            book.started(job)
+        scores = dict.fromkeys(OBJECTIVE.names, 0.1)
+        book.evaluated(jobs[0].key, 800, scores, "", "finished")
+        book.evaluated(jobs[1].key, 300, scores, "", "open")
+        book.ended(jobs[2].key, "failed", "no such tower")
+        book.spend(Spent(1100, 0, 330.0, 0.0))
+        assert ahead() == 500 + 800 + 1600
+        assert "about 0:14:30 left" in line()
+        for job in (jobs[3], jobs[4]):
+            book.started(job)
+        for job in (jobs[1], jobs[3], jobs[4]):
+            book.ended(job.key, "finished", "")
+        assert ahead() == 0 and "left" not in line()
