@@ -114,7 +114,8 @@ def lambda_png(results: Results, folder: Path) -> Path:
             if estimate := results.estimate(arm, metric):
                 axes.axhline(100 * estimate.mean, color=COLOURS[arm], lw=1.2, ls=style, label=results.label(arm))
         axes.set_title(NAMES[metric], fontsize=9)
-        axes.set(xlabel="λ", ylabel="%" if axes is panels[0] else "", ylim=(0, None))
+        axes.set(xlabel="λ", ylabel="%" if axes is panels[0] else "")
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # the highest point whole
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     return _save(figure, folder / f"{results.name}-lambda.png")
