@@ -31,6 +31,7 @@ from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.leave import leave_at_once
 from ito_ray.runtime.monitor import MonitorHandle
+from ito_ray.runtime.uninterrupted import uninterrupted
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import read_state
 
@@ -65,8 +66,9 @@ class EntryReader:
         """Samples and account of one entry: all the work of a task, without Ray."""
         # Decoder and tokenizer take seconds to import, and only data tasks need them; every process of Ray Data and
         # Ray Train that passes this object on imports this module.
-        from ito_ray.data.rows import read_patiently
-        from ito_ray.data.samples import SampleSpec, make_block
+        with uninterrupted():
+            from ito_ray.data.rows import read_patiently
+            from ito_ray.data.samples import SampleSpec, make_block
 
         data = self.cfg.data
         pieces = [(piece, read_patiently(piece, data.columns)) for piece in self.plan.entry(entry)]
