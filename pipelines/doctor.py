@@ -24,6 +24,7 @@ from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
 from ito_ray.data.survey import Reach, Survey, advice, numbers, views_ms
+from ito_ray.data.tally import said
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.contact import contact_html, contact_png
 from ito_ray.runtime.console import progress_line
@@ -158,6 +159,7 @@ def show(found: dict[str, Any], cfg: Config, console: Console) -> None:
         ("Formats", ", ".join(f"{kind} {count:,}" for kind, count in images["formats"].items())),
         ("Meta fields", ", ".join(f"{name} {count:,}" for name, count in found["meta_fields"].items()) or "none"),
         ("Duplicates", f"{again['exact']:,} exact, {again['similar']:,} that look the same, {again['keys']:,} keys"),
+        ("Noted", said(found["notes"]) or "nothing"),
         ("Same first caption", f"{captions['first_repeated']:,} repeat an earlier sample's"),
         ("Steps in a pass", f"{about}{found['steps_per_pass']:,} of {found['global_batch']:,}"),
         (

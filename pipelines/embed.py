@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ito_ray.config.schema import ColumnsConfig, DataConfig
+from ito_ray.data.tally import said
 from ito_ray.embeddings.spec import Precision, Spec, What
 from ito_ray.errors import ConfigError
 from pipelines.command import console, exit_code
@@ -119,6 +120,8 @@ def _report(out: Path, manifest: dict[str, Any], speed: Speed | None, console: C
     for what, count in as_counts(manifest):
         table.add_row(what, f"{count:,}", f"{count / manifest['read']:.2%}")
     table.add_row("[bold]sum = read[/bold]", f"[bold]{manifest['read']:,}[/bold]", "")
+    if notes := manifest.get("notes"):
+        table.add_row(f"noted: {said(notes)}")
     console.print(table)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(manifest["kinds"].items()))
     console.print(

@@ -30,6 +30,7 @@ from ito_ray.data.icons.splits import (
 )
 from ito_ray.data.prepare.job import DROPPED, reasons_of
 from ito_ray.data.prepare.options import Coco, Folder, HuggingFace, Output, Shards, Table
+from ito_ray.data.tally import said
 from ito_ray.data.write import JsonValue, ShardFormat, write_shards
 from ito_ray.errors import DataError
 from pipelines.command import console, exit_code
@@ -235,6 +236,8 @@ def _account(manifest: dict[str, Any]) -> RichTable:
     for what, count in reasons_of(manifest):
         table.add_row(what, f"{count:,}", f"{count / manifest['inputs']:.2%}")
     table.add_row("[bold]sum = inputs[/bold]", f"[bold]{manifest['inputs']:,}[/bold]", "")
+    if notes := manifest.get("notes"):
+        table.add_row(f"noted: {said(notes)}")
     return table
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ito_ray.config.schema import DataConfig
+from ito_ray.data.captions import fault_of
 from ito_ray.errors import ConfigError, DataError
 from pipelines.command import console, exit_code
 from pipelines.models import find_model
@@ -88,6 +89,8 @@ class Query:
             raise ConfigError("Give one of these: a text, --image FILE, or --serve.")
         if len(self.text) > LONGEST_QUERY:
             raise ConfigError(f"The text has {len(self.text)} characters: give at most {LONGEST_QUERY}.")
+        if fault := fault_of(self.text):
+            raise ConfigError(f"The text is none that can be looked up: {fault[1]}.")
         if not 1 <= self.top <= MOST_RESULTS:
             raise ConfigError(f"--top is {self.top}: give 1 to {MOST_RESULTS}.")
         if self.serve and self.page:

@@ -112,6 +112,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _templates_fit(self) -> DataConfig:
         for template in self.templates:
+            if template.encode("utf-8", "replace").decode() != template:
+                raise ConfigError(f"data.templates: {template!a} has a character that is none (half a surrogate).")
             if template.count("{}") != 1:
                 raise ConfigError(f"data.templates: {template!r} must have one {{}}, where the caption goes.")
         if sum(self.templates.values()) > 1 + 1e-9:

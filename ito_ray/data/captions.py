@@ -1,4 +1,8 @@
-"""Captions: cleaning, drawing, templates. What a tokenizer normalises itself (case, accents) is left to it."""
+"""Captions: what can be one, cleaning, drawing, templates.
+
+Every text from every source passes `fault_of` before it is cleaned: what a tokenizer, a file or a page cannot take is
+found here. What a tokenizer normalises itself (case, accents) is left to it.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,56 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
-"""Soft hyphen, zero-width space, word joiner, byte order mark. Joiners that scripts and emoji need stay."""
+MOST_CHARACTERS = 32_768
+"""A longer text is no caption: some page, or a file in its place. Tokenizing 20 MB takes half a minute."""
+_CONTROLS = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace()}
+_INVISIBLE = dict.fromkeys([*map(ord, "\u00ad\u200b\u2060\ufeff"), *_CONTROLS])
+"""Soft hyphen, zero-width space, word joiner, byte order mark, NUL and other control characters that are no white
+space. Joiners that scripts and emoji need stay."""
+
+
+def fault_of(value: object) -> tuple[str, str] | None:
+    """Why the value cannot be a caption: (reason, detail); None when it can.
+
+    Reasons: caption_not_text, caption_not_utf8 (bytes that are not, or half of a surrogate pair) and caption_too_long.
+    """
+    if not isinstance(value, str | bytes):
+        return "caption_not_text", f"{type(value).__name__}, not text"
+    if len(value) > MOST_CHARACTERS * (4 if isinstance(value, bytes) else 1):
+        unit = "bytes" if isinstance(value, bytes) else "characters"
+        return "caption_too_long", f"{len(value):,} {unit}, at most {MOST_CHARACTERS:,} characters are taken"
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else value
+        if not text.isascii():
+            text.encode()
+    except UnicodeDecodeError as error:
+        return "caption_not_utf8", str(error)[:200]
+    except UnicodeEncodeError as error:
+        return "caption_not_utf8", f"half of a surrogate pair at character {error.start}"
+    return fault_of(text) if isinstance(value, bytes) else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: json and file names may give halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def clean(text: str) -> str:
     """Entities resolved (also doubly escaped ones, common on the web), NFKC, runs of white space as one space.
 
-    NFKC, so that ligatures, full-width letters and styled letters are the words that they show.
+    NFKC, so that ligatures, full-width letters and styled letters are the words that they show. Characters that show
+    nothing go.
     """
     if "&" in text:
         text = html.unescape(html.unescape(text))
+    if not text.isprintable():
+        text = text.translate(_INVISIBLE)
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
+        text = unicodedata.normalize("NFKC", text)
     return " ".join(text.split())
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.decode import decode_rgb
 from ito_ray.data.plan import Piece
-from ito_ray.data.rows import BadSample, Row, read_retrying
+from ito_ray.data.rows import BadSample, Row, one_sample, read_retrying
 from ito_ray.data.shards import list_shards
 from ito_ray.data.tally import Tally
 from ito_ray.errors import UnreadableError
@@ -50,11 +50,12 @@ class PairReader(Iterator[Pair]):
             try:
                 if row.bad is not None or row.image is None:
                     raise BadSample(row.bad or "missing_image", row.detail)
-                image = decode_rgb(row.image, max_pixels=max_pixels)
+                with one_sample():
+                    image = decode_rgb(row.image, max_pixels=max_pixels)
             except BadSample as error:
                 self.tally += Tally.lost(error.reason, f"{row.url}#{row.key}: {error.detail}")
                 continue
-            self.tally += Tally(read=1, delivered=1)
+            self.tally += Tally.good(row.notes)
             yield Pair(row.key, image, row.captions, row.meta)
 
 

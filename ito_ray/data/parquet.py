@@ -109,7 +109,7 @@ def _read_group(
 
 def _rows(batch: pa.RecordBatch, at: int, names: _Columns) -> Iterator[ParquetRow]:
     def column(name: str | None) -> list[Any]:
-        return [None] * batch.num_rows if name is None else _values(batch.column(name))
+        return [None] * batch.num_rows if name is None else values_of(batch.column(name))
 
     keys, images, captions, metas = map(column, (names.key, names.image, names.captions, names.meta))
     scalars = [column(name) for name in names.scalars]
@@ -128,29 +128,37 @@ def _rows(batch: pa.RecordBatch, at: int, names: _Columns) -> Iterator[ParquetRo
         yield ParquetRow(key, images[index], captions[index], meta)
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """Python values; a string that is not UTF-8 comes as bytes, since one of them must not cost the others."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        binary = pa.binary() if pa.types.is_string(column.type) else pa.large_binary()
-        return [_string(value) for value in column.cast(binary).to_pylist()]
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a value that Python cannot hold, such as a time after the year 9999."""
+
+    error: str
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Python values; one that cannot be converted must not cost the others.
+
+    Text that is not UTF-8 comes as bytes, what cannot be had at all as `Unreadable`.
+    """
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
+    except Exception:
         return [_value(item) for item in column]
 
 
 def _value(item: pa.Scalar) -> Any:
     try:
         return item.as_py()
-    except UnicodeDecodeError:
-        return b"\xff"
-
-
-def _string(value: bytes | None) -> str | bytes | None:
-    try:
-        return None if value is None else value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value
+    except Exception as error:
+        if isinstance(item, pa.DictionaryScalar | pa.ExtensionScalar):
+            return _value(item.value)
+        if isinstance(item, pa.StructScalar):
+            return {name: _value(one) for name, one in item.items()}
+        if isinstance(item, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar | pa.ListViewScalar):
+            return [_value(one) for one in item.values]
+        if isinstance(error, UnicodeDecodeError):
+            return item.as_buffer().to_pybytes()
+        return Unreadable(_brief(error))
 
 
 def _object(text: str | bytes) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Samples as they lie in a shard, tar or Parquet alike: every one is either good or carries the reason why not.
 
 Reasons: shard_unreadable (the disk or store); not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file);
-duplicate_key, missing_image, missing_caption, empty_caption, caption_not_utf8, bad_json (the sample); and, found on
-decoding (decode.py), image_unreadable, image_truncated, too_many_pixels.
+duplicate_key, missing_image, missing_caption, empty_caption, caption_not_utf8, caption_too_long, bad_json (the sample);
+found on decoding (decode.py), image_unreadable, image_truncated, too_many_pixels; and unexpected_error, whatever else a
+single sample raises.
+
+A caption that cannot be used costs the sample only when it has no other; else it is left out and counted in the row's
+notes.
 """
 
 from __future__ import annotations
@@ -10,14 +14,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ito_ray.config.schema import ColumnsConfig
-from ito_ray.data.captions import clean
+from ito_ray.data.captions import clean, fault_of
 from ito_ray.data.parquet import ParquetRow, read_parquet
 from ito_ray.data.plan import Piece
 from ito_ray.data.shards import Shard, open_shard
@@ -27,6 +32,8 @@ Needs = Literal["pair", "image", "text"]
 """What makes a row good. `image`: captions are taken where they can be read; `text`: the image is not looked at."""
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 """Waits between attempts to read a piece, give or take a half; the store's library has tried a few times by itself."""
+_MAY_HOLD_SURROGATES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""Of a JSON document: escapes or bytes that may give halves of surrogate pairs."""
 
 
 class BadSample(Exception):
@@ -35,6 +42,22 @@ class BadSample(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+@contextmanager
+def one_sample() -> Iterator[None]:
+    """Whatever work on a single sample raises costs that sample alone: it comes as a BadSample.
+
+    A disk or store that fails goes on as it is, an OSError with an errno: it is no fault of the sample.
+    """
+    try:
+        yield
+    except BadSample:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BadSample("unexpected_error", f"{type(error).__name__}: {error}"[:200]) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,8 @@ class Row:
     url: str = ""
     weights: tuple[float, ...] = ()
     """Chances of the captions to be drawn, up to a common factor; empty = equal."""
+    notes: tuple[str, ...] = ()
+    """What is to be counted of a row that is good all the same: for each caption left out, why."""
 
 
 def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:
@@ -120,22 +145,37 @@ def _checked(
 ) -> Row:
     if bad is None:
         try:
-            image = None if needs == "text" else _image(source)
-            try:
-                groups, meta = _texts(source, columns.captions_from)
-                captions, weights = _captions(groups)
-            except BadSample:
-                if needs != "image":
-                    raise
-                captions, weights, meta = (), (), {}
-            return Row(key, image, captions, meta, url=url, weights=weights)
+            with one_sample():
+                return _good(url, key, source, columns, needs)
         except BadSample as error:
             bad, detail = error.reason, error.detail
     return Row(key, None, (), bad=bad, detail=detail, url=url)
 
 
-Groups = list[tuple[float, list[str]]]
-"""Captions of one field each, with the field's chance to be drawn from."""
+def _good(url: str, key: str, source: TarSample | ParquetRow, columns: ColumnsConfig, needs: Needs) -> Row:
+    """The row with what is needed of it; raises BadSample."""
+    image = None if needs == "text" else _image(source)
+    try:
+        groups, meta = _texts(source, columns.captions_from)
+        texts = _captions(groups, not_text="bad_json" if isinstance(source, TarSample) else "missing_caption")
+    except BadSample:
+        if needs != "image":
+            raise
+        texts, meta = Texts(()), {}
+    return Row(key, image, texts.captions, meta, url=url, weights=texts.weights, notes=texts.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Captions cleaned, with their weights (none where all are equal) and why others were left out."""
+
+    captions: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Groups = list[tuple[float, list[Any]]]
+"""What stands in one field each, with the field's chance to be drawn from."""
 
 
 def _image(source: TarSample | ParquetRow) -> bytes:
@@ -160,39 +200,37 @@ def _texts(source: TarSample | ParquetRow, fields: Mapping[str, float]) -> tuple
 def _tar_texts(sample: TarSample, fields: Mapping[str, float]) -> tuple[Groups, dict[str, Any]]:
     text = _member(sample.members, ("txt",))
     document = _member(sample.members, ("json",))
-    meta: dict[str, Any] = {}
-    if document is not None:
-        try:
-            meta = json.loads(document)
-        except (ValueError, RecursionError) as error:
-            raise BadSample("bad_json", str(error)[:200]) from error
-        if not isinstance(meta, dict):
-            raise BadSample("bad_json", f"an object is expected, not {type(meta).__name__}")
+    meta = _document(document) if document is not None else {}
     if not fields:
-        found = [] if text is None else [_utf8(text)]
+        found = [] if text is None else [text]
         for name in ("captions", "caption", "text"):
-            found += _json_captions(meta, name)
-        return [(1.0, found)], meta
-    groups = [
-        (chance, [_utf8(text)] if name == "txt" and text is not None else _json_captions(meta, name))
-        for name, chance in fields.items()
-    ]
+            found += listed(meta.pop(name, None))
+        groups: Groups = [(1.0, found)]
+    else:
+        groups = [
+            (chance, [text] if name == "txt" and text is not None else listed(meta.pop(name, None)))
+            for name, chance in fields.items()
+        ]
+    if document is not None and _MAY_HOLD_SURROGATES.search(document):
+        meta = json.loads(json.dumps(meta, ensure_ascii=False).encode("utf-8", "replace"))
     return groups, meta
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("bad_json", str(error)[:200]) from error
+    if not isinstance(document, dict):
+        raise BadSample("bad_json", f"an object is expected, not {type(document).__name__}")
+    return document
 
 
 def _parquet_texts(row: ParquetRow, fields: Mapping[str, float]) -> tuple[Groups, dict[str, Any]]:
     if not fields:
-        return [(1.0, _column_captions(row.captions))], row.meta
+        return [(1.0, listed(row.captions))], row.meta
     values = row.captions or {}
-    return [(chance, _column_captions(values.get(name))) for name, chance in fields.items()], row.meta
-
-
-def _column_captions(column: Any) -> list[str]:
-    values = column if isinstance(column, list) else [column]
-    found = [_utf8(value) if isinstance(value, bytes) else value for value in values if value is not None]
-    if not all(isinstance(value, str) for value in found):
-        raise BadSample("missing_caption", f"the column holds {type(found[0]).__name__}, not text")
-    return found
+    return [(chance, listed(values.get(name))) for name, chance in fields.items()], row.meta
 
 
 def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | None:
@@ -202,34 +240,41 @@ def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | Non
     return next(exact, next(ending, None))
 
 
-def _utf8(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadSample("caption_not_utf8", str(error)[:200]) from error
+def listed(value: Any) -> list[Any]:
+    """What a field holds, be it one value or a list, also of lists; without those that are null."""
+    if isinstance(value, list | tuple):
+        return [one for part in value for one in listed(part)]
+    return [] if value is None else [value]
 
 
-def _json_captions(meta: dict[str, Any], name: str) -> list[str]:
-    """Takes the captions of one field out of a sample's json; what is left is its meta data."""
-    value = meta.pop(name, None)
-    values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
-    if not all(isinstance(one, str) for one in values):
-        raise BadSample("bad_json", f"{name} must be a string or a list of strings")
-    return values
+def usable_captions(found: Iterable[Any]) -> Texts:
+    """Cleaned, those that can be captions and say something, each once, in order.
+
+    Raises:
+        BadSample: none is left: why the first could not be used, or empty_caption or missing_caption.
+    """
+    return _captions([(1.0, list(found))], not_text="caption_not_text")
 
 
-def usable_captions(found: Iterable[str]) -> tuple[str, ...]:
-    """Cleaned, those that say something, each once, in order. Raises BadSample when none is left."""
-    return _captions([(1.0, list(found))])[0]
-
-
-def _captions(groups: Groups) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Cleaned, those that say something, each once, in order; and their weights, none where all are equal."""
+def _captions(groups: Groups, *, not_text: str) -> Texts:
+    """See `usable_captions`. `not_text`: the reason where all are of another type."""
     weights: dict[str, float] = {}
+    faults: list[tuple[str, str]] = []
     for chance, found in groups:
-        said = dict.fromkeys(text for text in map(clean, found) if text)
+        wrong = [fault_of(value) for value in found]
+        faults += [fault for fault in wrong if fault]
+        texts = (
+            value.decode("utf-8-sig") if isinstance(value, bytes) else value
+            for value, fault in zip(found, wrong, strict=True)
+            if not fault
+        )
+        said = dict.fromkeys(text for text in map(clean, texts) if text)
         for text in said:
             weights[text] = weights.get(text, 0.0) + chance / len(said)
+    if not weights and faults:
+        reason, detail = faults[0]
+        raise BadSample(not_text if reason == "caption_not_text" else reason, detail)
     if not weights:
         raise BadSample("empty_caption" if any(found for _, found in groups) else "missing_caption")
-    return tuple(weights), tuple(weights.values()) if len(groups) > 1 else ()
+    notes = tuple(reason for reason, _ in faults)
+    return Texts(tuple(weights), tuple(weights.values()) if len(groups) > 1 else (), notes)

@@ -5,7 +5,7 @@ n samples, V views, C captions, H = W = size, T = context.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +19,7 @@ from ito_ray.config.schema import ViewsConfig
 from ito_ray.data.captions import draw, fill
 from ito_ray.data.plan import SAMPLE_STREAM, SHUFFLE_STREAM, Piece
 from ito_ray.data.position import ROW_PLACE_BITS
-from ito_ray.data.rows import BadSample, Row
+from ito_ray.data.rows import BadSample, Row, one_sample
 from ito_ray.data.tally import EntryReport, Lost, Tally
 from ito_ray.data.tokens import load_tokenizer, tokenize
 from ito_ray.data.views import make_views
@@ -72,9 +72,7 @@ def make_block(
     ]
     order = np.random.default_rng((seed, SHUFFLE_STREAM, entry)).permutation(len(rows)).tolist()
     views = np.empty((len(rows), cfg.views.count, cfg.size, cfg.size, 3), np.uint8)
-    places: list[int] = []
-    sources: list[int] = []
-    texts: list[str] = []
+    made: list[_Made] = []
     lost: list[Lost] = []
     for place, source, row in (rows[index] for index in order):
         if place in skip:
@@ -83,50 +81,90 @@ def make_block(
         try:
             if row.bad is not None or row.image is None:
                 raise BadSample(row.bad or "missing_image", row.detail)
-            views[len(places)] = make_views(row.image, cfg.views, cfg.size, max_pixels=cfg.max_pixels, rng=rng)
+            with one_sample():
+                views[len(made)] = make_views(row.image, cfg.views, cfg.size, max_pixels=cfg.max_pixels, rng=rng)
+                drawn = draw(row.captions, cfg.captions, rng, row.weights)
+                made.append(_Made(place, source, row, [fill(text, cfg.templates, rng) for text in drawn]))
         except BadSample as error:
-            lost.append(Lost(source, row.url, row.key, error.reason, error.detail, place))
-            continue
-        texts += [fill(text, cfg.templates, rng) for text in draw(row.captions, cfg.captions, rng, row.weights)]
-        places.append(place)
-        sources.append(source)
-    ids, lengths = _tokens(texts, cfg)
+            lost.append(_lost(place, source, row, error))
+    tokens, failed = _tokens([one.texts for one in made], cfg)
+    lost += [_lost(made[number].place, made[number].source, made[number].row, error) for number, error in failed]
+    kept = np.setdiff1d(np.arange(len(made)), [number for number, _ in failed])
+    made = [made[number] for number in kept.tolist()]
     block: Block = {
-        "uid": (entry << 32) | np.array(places, np.int64),
-        "source": np.array(sources, np.int32),
-        "views": views[: len(places)],
-        "ids": ids,
-        "lengths": lengths,
+        "uid": (entry << 32) | np.array([one.place for one in made], np.int64),
+        "source": np.array([one.source for one in made], np.int32),
+        "views": views[kept] if failed else views[: len(made)],
+        **tokens,
     }
-    return block, _report(pieces, sources, skip, lost)
+    return block, _report(pieces, made, skip, lost)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A sample whose views are made; `texts` are its drawn captions."""
+
+    place: int
+    source: int
+    row: Row
+    texts: list[str]
+
+
+def _lost(place: int, source: int, row: Row, error: BadSample) -> Lost:
+    return Lost(source, row.url, row.key, error.reason, error.detail, place)
 
 
 def _report(
-    pieces: Sequence[tuple[Piece, Sequence[Row]]], delivered: Sequence[int], skip: Collection[int], lost: Sequence[Lost]
+    pieces: Sequence[tuple[Piece, Sequence[Row]]],
+    delivered: Sequence[_Made],
+    skip: Collection[int],
+    lost: Sequence[Lost],
 ) -> EntryReport:
-    """Count by source what was read, delivered now or before (`skip`), and lost."""
+    """Count by source what was read, delivered now or before (`skip`), lost, and noted of what is delivered."""
     read: Counter[int] = Counter()
+    notes: dict[int, Counter[str]] = defaultdict(Counter)
+    bad = {one.place for one in lost}
     for slot, (piece, rows) in enumerate(pieces):
         gone = sum(place >> ROW_PLACE_BITS == slot and place & _NUMBER_MASK >= len(rows) for place in skip)
         read[piece.source] += len(rows) + gone  # delivered before, and no longer to be read
-    made = Counter(delivered) + Counter(pieces[place >> ROW_PLACE_BITS][0].source for place in skip)
+        for number, row in enumerate(rows):
+            if row.notes and slot << ROW_PLACE_BITS | number not in bad:
+                notes[piece.source].update(row.notes)
+    made = Counter(one.source for one in delivered) + Counter(
+        pieces[place >> ROW_PLACE_BITS][0].source for place in skip
+    )
     dropped = {source: Tally() for source in read}
     for one in lost:
         dropped[one.source] += Tally.lost(one.reason, f"{one.shard}#{one.key}: {one.detail}")
     tallies = {
-        source: Tally(count, made[source], dropped[source].dropped, dropped[source].examples)
+        source: Tally(count, made[source], dropped[source].dropped, dropped[source].examples, dict(notes[source]))
         for source, count in read.items()
     }
     return EntryReport(tallies, tuple(lost))
 
 
-def _tokens(texts: Sequence[str], cfg: SampleSpec) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """ids (n, C, T) and lengths (n, C) of n·C captions."""
+def _tokens(samples: Sequence[Sequence[str]], cfg: SampleSpec) -> tuple[Block, list[tuple[int, BadSample]]]:
+    """ids (n, C, T) and lengths (n, C) of the samples that can be tokenised, and which cannot, with the reason."""
     tokenizer = _tokenizer(cfg.tokenizer_dir)
-    tokens = tokenize(tokenizer, texts, cfg.context)
-    ids = np.full((len(texts), cfg.context), tokenizer.pad_token_id, np.int32)
+    failed: list[tuple[int, BadSample]] = []
+    try:
+        tokens = tokenize(tokenizer, [text for texts in samples for text in texts], cfg.context)
+    except Exception:  # one sample's text: found by asking for each alone
+        for number, texts in enumerate(samples):
+            try:
+                with one_sample():
+                    tokenize(tokenizer, texts, cfg.context)
+            except BadSample as error:
+                failed.append((number, error))
+        if not failed:
+            raise
+        bad = {number for number, _ in failed}
+        good = [text for number, texts in enumerate(samples) if number not in bad for text in texts]
+        tokens = tokenize(tokenizer, good, cfg.context)
+    ids = np.full((len(tokens.lengths), cfg.context), tokenizer.pad_token_id, np.int32)
     ids[:, : tokens.ids.shape[1]] = tokens.ids
-    return ids.reshape(-1, cfg.captions, cfg.context), tokens.lengths.reshape(-1, cfg.captions)
+    shaped = {"ids": ids.reshape(-1, cfg.captions, cfg.context), "lengths": tokens.lengths.reshape(-1, cfg.captions)}
+    return shaped, failed
 
 
 @lru_cache(maxsize=4)

@@ -18,7 +18,7 @@ from ito_ray.config.schema import DataConfig
 from ito_ray.data.decode import open_image, to_rgb, upright_size
 from ito_ray.data.looks import Looks, look_of
 from ito_ray.data.plan import ShardPlan, make_plan
-from ito_ray.data.rows import BadSample, Row, read_patiently
+from ito_ray.data.rows import BadSample, Row, one_sample, read_patiently
 from ito_ray.data.shards import Shard, list_shards
 from ito_ray.data.tally import Tally
 
@@ -79,14 +79,16 @@ class Survey:
             if row.bad is not None or row.image is None:
                 raise BadSample(row.bad or "missing_image", row.detail)
             started = time.process_time()
-            encoded = open_image(row.image, max_pixels=self.cfg.max_pixels)
-            kind, size = encoded.format or "", upright_size(encoded)
-            image = to_rgb(encoded)
-            self.decode_seconds += time.process_time() - started
+            with one_sample():
+                encoded = open_image(row.image, max_pixels=self.cfg.max_pixels)
+                kind, size = encoded.format or "", upright_size(encoded)
+                image = to_rgb(encoded)
+                self.decode_seconds += time.process_time() - started
+                look = look_of(image)
         except BadSample as error:
             self.tally += Tally.lost(error.reason, f"{row.url}#{row.key}: {error.detail}")
             return
-        self.tally += Tally(1, 1)
+        self.tally += Tally.good(row.notes)
         self.sizes.append(size)
         self.bytes_.append(len(row.image))
         self.formats[kind] += 1
@@ -96,10 +98,10 @@ class Survey:
         self.first.append(lengths[0])
         self.others += lengths[1:]
         self.same_captions[row.captions[0]] += 1
-        self._find_duplicates(row, image)
+        self._find_duplicates(row, look)
         self._keep(row, row.image, image)
 
-    def _find_duplicates(self, row: Row, image: Image.Image) -> None:
+    def _find_duplicates(self, row: Row, look: bytes) -> None:
         self.keys_again += row.key in self._keys
         self._keys.add(row.key)
         digest = hashlib.sha256(row.image or b"").digest()
@@ -107,7 +109,7 @@ class Survey:
             self.exact.append(f"{row.key} = {self._digests[digest]}")
             return
         self._digests[digest] = row.key
-        near = self._looks.find_or_add(look_of(image), row.key)
+        near = self._looks.find_or_add(look, row.key)
         if near is not None:
             self.similar.append(f"{row.key} ≈ {near}")
 
@@ -173,6 +175,7 @@ def numbers(survey: Survey, reach: Reach, entries_read: int, *, global_batch: in
         "good": tally.delivered,
         "dropped": dict(sorted(tally.dropped.items(), key=lambda item: -item[1])),
         "examples": tally.examples,
+        "notes": tally.notes,
         "samples_estimated": total,
         "good_estimated": good,
         "global_batch": global_batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,16 @@ _EXAMPLES = 2
 
 @dataclass(frozen=True)
 class Tally:
-    """Account of rows: read = delivered + sum of dropped. `examples`: at most two "url#key: detail" a reason."""
+    """Account of rows: read = delivered + sum of dropped. `examples`: at most two "url#key: detail" a reason.
+
+    `notes`: what is counted of delivered rows besides, as in `rows.Row`.
+    """
 
     read: int = 0
     delivered: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.read == self.delivered + sum(self.dropped.values()), self
@@ -33,12 +38,23 @@ class Tally:
                 reason: [*self.examples.get(reason, []), *other.examples.get(reason, [])][:_EXAMPLES]
                 for reason in reasons
             },
+            {note: self.notes.get(note, 0) + other.notes.get(note, 0) for note in {**self.notes, **other.notes}},
         )
+
+    @staticmethod
+    def good(notes: Sequence[str] = ()) -> Tally:
+        """One row delivered."""
+        return Tally(1, 1, notes=dict(Counter(notes)))
 
     @staticmethod
     def lost(reason: str, example: str) -> Tally:
         """One row dropped; `example` says which and why."""
         return Tally(1, 0, {reason: 1}, {reason: [example]})
+
+
+def said(notes: Mapping[str, int]) -> str:
+    """Notes as a person reads them: "3 caption_not_utf8, 12 key_to_last_dot"; empty if there are none."""
+    return ", ".join(f"{count:,} {note}" for note, count in sorted(notes.items()))
 
 
 Tallies = dict[int, Tally]
@@ -94,11 +110,14 @@ class Account:
     """Made into samples ahead of training, and not taken before it ended."""
     fraction: float
     """Of all samples delivered."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What was counted of samples made, as in `rows.Row`."""
 
     def metrics(self) -> dict[str, float]:
         """The numbers by name."""
         dropped = {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
-        return {"read": self.read, "delivered": self.delivered, **dropped, "pending": self.pending}
+        notes = {f"noted/{note}": float(count) for note, count in self.notes.items()}
+        return {"read": self.read, "delivered": self.delivered, **dropped, **notes, "pending": self.pending}
 
 
 def close(tallies: Tallies, seen: Mapping[int, int], names: Sequence[str], *, ahead: int) -> dict[str, Account]:
@@ -116,6 +135,6 @@ def close(tallies: Tallies, seen: Mapping[int, int], names: Sequence[str], *, ah
         pending = tally.delivered - taken
         assert pending >= 0, f"{name}: {taken} samples taken of {tally.delivered} made"
         fraction = taken / max(1, sum(seen.values()))
-        accounts[name] = Account(tally.read, taken, tally.dropped, pending, fraction)
+        accounts[name] = Account(tally.read, taken, tally.dropped, pending, fraction, tally.notes)
     assert sum(one.pending for one in accounts.values()) == ahead, f"{accounts} but {ahead} samples were left"
     return accounts

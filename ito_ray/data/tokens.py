@@ -22,6 +22,8 @@ from ito_ray.errors import ConfigError
 
 _WORDPIECE_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
+_LONGEST_TOKEN = 101
+"""Characters that a token stands for at most, with the space before it: BERT gives up on words of more than 100."""
 _CLIP_MERGES = 49_152 - 256 - 2
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -152,14 +154,19 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: int) -> Tokens:
-    """Ids of cleaned texts, cut to `context` tokens (the end token stays), T = the longest of the batch."""
+    """Ids of cleaned texts, cut to `context` tokens (the end token stays), T = the longest of the batch.
+
+    Of a very long text only the part is looked at that can be within `context`.
+    """
     if not texts:
         return Tokens(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
     # The Rust tokenizer itself: the wrapper's call costs several times the tokenizing.
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(context, direction=tokenizer.truncation_side)
-    encoded = [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+    most = context * _LONGEST_TOKEN
+    within = slice(most) if tokenizer.truncation_side == "right" else slice(-most, None)
+    encoded = [encoding.ids for encoding in backend.encode_batch_fast([text[within] for text in texts])]
     lengths = np.array([len(ids) for ids in encoded], np.int32)
     ids = np.full((len(texts), int(lengths.max())), tokenizer.pad_token_id, np.int32)
     for row, text_ids in zip(ids, encoded, strict=True):

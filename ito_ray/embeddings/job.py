@@ -81,6 +81,7 @@ class Job:
             "embedded": made.embedded,
             "dropped": dict(made.dropped),
             "kinds": dict(made.kinds),
+            "notes": dict(made.notes),
             "width": width,
             "bytes": path.stat().st_size,
             "sha256": digest,
@@ -98,9 +99,11 @@ class Job:
         records = {f"{FOLDER}/{_file(unit)}": read_json(self._record(unit)) for unit in units}
         dropped: Counter[str] = Counter()
         kinds: Counter[str] = Counter()
+        notes: Counter[str] = Counter()
         for record in records.values():
             dropped.update(record["dropped"])
             kinds.update(record["kinds"])
+            notes.update(record.get("notes", {}))
         read, embedded = (sum(record[name] for record in records.values()) for name in ("read", "embedded"))
         assert read == embedded + dropped.total(), (read, embedded, dropped)
         parts = [pq.read_table(path, schema=REJECTED) for path in sorted((self._work / "rejected").glob("*.parquet"))]
@@ -117,6 +120,7 @@ class Job:
             "embedded": embedded,
             "dropped": dict(dropped.most_common()),
             "kinds": dict(kinds),
+            "notes": dict(notes),
             "files": {name: {k: v for k, v in record.items() if k != "width"} for name, record in records.items()},
         }
         write_json(self.out / MANIFEST, manifest)

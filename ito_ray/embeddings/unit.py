@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ito_ray.data.captions import is_unicode
 from ito_ray.data.decode import decode_rgb
-from ito_ray.data.prepare.source import is_unicode
-from ito_ray.data.rows import BadSample, Row
+from ito_ray.data.rows import BadSample, Row, one_sample
 from ito_ray.data.shards import public_url
 from ito_ray.data.views import eval_view
 from ito_ray.embeddings.spec import Spec
@@ -45,6 +45,8 @@ class Unit:
         default_factory=lambda: {name: [] for name in ("key", "shard", "kind", "caption", "thumbnail")}
     )
     embeddings: list[Embeddings] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    """Of embedded rows, as in `rows.Row`."""
 
     @property
     def dropped(self) -> Counter[str]:
@@ -100,30 +102,52 @@ def embed_unit(rows: Sequence[Row], encoder: Encoder, spec: Spec, *, batch: int,
         good = [one for one in ready if isinstance(one, _Ready)]
         for row, error in (one for one in ready if not isinstance(one, _Ready)):
             unit.reject(row, error.reason, error.detail)
-        if good:
-            _encode(good, encoder, spec, unit)
+        _encode_apart(good, encoder, spec, unit)
     assert unit.read == unit.embedded + len(unit.rejected)
     return unit
 
 
-def _encode(good: Sequence[_Ready], encoder: Encoder, spec: Spec, unit: Unit) -> None:
-    """One batch: of a row the picture first, then its captions."""
+def _encode_apart(good: Sequence[_Ready], encoder: Encoder, spec: Spec, unit: Unit) -> None:
+    """One batch; when the encoder fails with it, row by row, and a row it fails with is rejected."""
+    if not good:
+        return
+    try:
+        embeddings = _encode(good, encoder, spec)
+    except Exception as error:
+        if len(good) == 1:
+            unit.reject(good[0].row, "unexpected_error", f"{type(error).__name__}: {error}"[:200])
+            return
+        for one in good:
+            _encode_apart([one], encoder, spec, unit)
+        return
+    _note(good, *embeddings, spec, unit)
+
+
+def _encode(good: Sequence[_Ready], encoder: Encoder, spec: Spec) -> tuple[Embeddings, Embeddings]:
+    """Embeddings of the pictures, and of all captions."""
     none = np.empty((0, 0), np.float32)
     images = [one.image for one in good if one.image is not None]
     captions = [caption for one in good for caption in one.row.captions] if spec.what != "image" else []
     image_ND = encoder.encode_images(images) if images else none
-    text_ND = encoder.encode_texts(captions) if captions else none
+    return image_ND, encoder.encode_texts(captions) if captions else none
+
+
+def _note(good: Sequence[_Ready], image_ND: Embeddings, text_ND: Embeddings, spec: Spec, unit: Unit) -> None:
+    """What belongs to which row: of a row the picture first, then its captions."""
     at = 0
     for number, one in enumerate(good):
         own = one.row.captions if spec.what != "image" else ()
-        parts = ([image_ND[number : number + 1]] if images else []) + ([text_ND[at : at + len(own)]] if own else [])
+        parts = ([image_ND[number : number + 1]] if len(image_ND) else []) + (
+            [text_ND[at : at + len(own)]] if own else []
+        )
         at += len(own)
         if not all(_is_unit(part) for part in parts):
             unit.reject(one.row, "not_finite", "the encoder gives NaN or a zero vector")
             continue
         unit.embedded += 1
+        unit.notes.update(one.row.notes)
         unit.embeddings += parts
-        if images:
+        if len(image_ND):
             unit.add(one.row, "image", next(iter(one.row.captions), None), one.thumbnail)
         for caption in own:
             unit.add(one.row, "text", caption, None)
@@ -151,15 +175,15 @@ def _ready(row: Row, spec: Spec) -> _Ready | tuple[Row, BadSample]:
     try:
         if row.bad is not None:
             raise BadSample(row.bad, row.detail)
-        if not all(map(is_unicode, row.captions)):
-            raise BadSample("caption_not_utf8", "half of a surrogate pair in a caption")
         if spec.what == "text":
             return _Ready(row, None, None)
-        assert row.image is not None
-        image = decode_rgb(row.image, max_pixels=spec.max_pixels)
-        thumbnail = make_thumbnail(image, spec.thumbnail) if spec.thumbnail else None
-        if spec.size is not None:  # the encoder's own transform leaves a picture of its size as it is
-            image = Image.fromarray(eval_view(image, spec.size))
+        if row.image is None:
+            raise BadSample("missing_image")
+        with one_sample():
+            image = decode_rgb(row.image, max_pixels=spec.max_pixels)
+            thumbnail = make_thumbnail(image, spec.thumbnail) if spec.thumbnail else None
+            if spec.size is not None:  # the encoder's own transform leaves a picture of its size as it is
+                image = Image.fromarray(eval_view(image, spec.size))
         return _Ready(row, image, thumbnail)
     except BadSample as error:
         return row, error

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ito_ray.config.schema import ColumnsConfig, Config
+from ito_ray.data.captions import fault_of
 from ito_ray.data.heldout import PairReader, shard_rows, whole
 from ito_ray.data.prepare.folders import PICTURES, list_pairs
 from ito_ray.data.prepare.listing import Listed, load
@@ -169,7 +170,7 @@ def open_labelled(cfg: Config, given: Sequence[str], field: str) -> Labelled:
 
 def _named(listed: list[Listed], cfg: Config, field: str) -> Labelled:
     """Classes from the class file, or those that are there; the captions of `listed` are their classes."""
-    there = sorted({row.captions[0] for row in listed if row.captions})
+    there = sorted({row.captions[0] for row in listed if row.captions and not fault_of(row.captions[0])})
     table = read_class_table(cfg.eval.classes) if cfg.eval.classes else {name: name.replace("_", " ") for name in there}
     rows = (replace(row, meta={_LABEL: row.captions[0]}) if row.captions else row for row in listed)
     return Labelled(FileSource(tuple(rows), field), _LABEL, table, read_templates(cfg.eval.templates))

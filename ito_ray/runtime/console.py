@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from ito_ray.data.tally import Account
+from ito_ray.data.tally import Account, said
 from ito_ray.runtime.nodes import Finding
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
@@ -64,6 +64,8 @@ class Stages:
         table = Table("source", *(Column(name, justify="right") for name in _COLUMNS), box=None, pad_edge=False)
         for name, one in accounts.items():
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(one.dropped.items())) or "none"
+            if one.notes:
+                reasons += f"; noted: {said(one.notes)}"
             numbers = (f"{one.read:,}", f"{one.delivered:,}", f"{one.pending:,}", f"{one.fraction:.1%}")
             table.add_row(name, *numbers, reasons)
         self.console.print(Padding(table, (0, 0, 0, 4)))

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from ito_ray.data.captions import fault_of
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Encoder
 from ito_ray.search.index import Index
@@ -93,6 +94,8 @@ class SearchServer(ThreadingHTTPServer):
             raise _Refused(
                 HTTPStatus.BAD_REQUEST, f"The query has {len(text)} characters, at most {LONGEST_QUERY} are allowed."
             )
+        if fault := fault_of(text):
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"The query is no text: {fault[1]}.")
         started = time.perf_counter()
         with self.turn:
             vector_D = self.encoder.encode_texts([text])[0]

@@ -127,11 +127,21 @@ class ImageTextEncoder(PythonModel):
         answer = _Answer(len(model_input))
         texts, images = self._split(model_input, answer)
         if texts:
-            vectors = self._encode([{"text": text} for text in texts.values()], batch)
-            answer.put("text", list(texts), vectors)
+            self._answer("text", list(texts), [{"text": text} for text in texts.values()], batch, answer)
         for rows, pictures in self._batches(images, batch, answer):
-            answer.put("image", rows, self._encode(list(pictures), batch))
+            self._answer("image", rows, list(pictures), batch, answer)
         return answer.table(model_input.index)
+
+    def _answer(self, modality: str, rows: Sequence[int], inputs: list[Any], batch: int, answer: _Answer) -> None:
+        """Embeddings of the inputs; when they cannot be had together, those of each that can be had alone."""
+        try:
+            answer.put(modality, rows, self._encode(inputs, batch))
+        except Exception as error:
+            if len(inputs) == 1:
+                answer.fail(rows[0], RowError(f"{modality} cannot be encoded ({type(error).__name__})."))
+                return
+            for row, one in zip(rows, inputs, strict=True):
+                self._answer(modality, [row], [one], batch, answer)
 
     def _encode(self, inputs: list[Any], batch: int) -> Any:
         """One at a time: a server answers in threads, and a tokenizer must not be set up in two of them at once."""
@@ -164,6 +174,8 @@ class ImageTextEncoder(PythonModel):
             raise RowError(f"text is {type(text).__name__}, not a string.")
         if len(text) > self.max_characters:
             raise RowError(f"text of {len(text)} characters; at most {self.max_characters} are allowed.")
+        if text != text.encode("utf-8", "replace").decode():
+            raise RowError("text has half of a surrogate pair, which is no character.")
         return text
 
     def _bytes(self, image: object) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
-from ito_ray.data.captions import clean, draw, fill
+from ito_ray.data.captions import MOST_CHARACTERS, clean, draw, fault_of, fill
 
 
 @pytest.mark.parametrize(
@@ -20,11 +22,44 @@ from ito_ray.data.captions import clean, draw, fill
         ("&nbsp;", ""),
         ("ﬁne ｆｕｌｌ 𝓼𝓽𝔂𝓵𝓮", "fine full style"),
         ("soft\u00adhyphen zero\u200bwidth\ufeff", "softhyphen zerowidth"),
+        ("no\x00thing\x07 to\x7f see\x85\x1fhere", "nothing to see here"),
         ("family \U0001f468\u200d\U0001f469", "family \U0001f468\u200d\U0001f469"),
     ],
 )
 def test_clean(dirty: str, cleaned: str) -> None:
     assert clean(dirty) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("a red star", None),
+        (b"caf\xc3\xa9", None),
+        ("\U0001f600", None),
+        ("", None),
+        ("x" * MOST_CHARACTERS, None),
+        ("half \ud83d", "caption_not_utf8"),
+        ("\ude00 half", "caption_not_utf8"),
+        ("x" * (MOST_CHARACTERS + 1), "caption_too_long"),
+        (b"x" * (MOST_CHARACTERS + 1), "caption_too_long"),
+        ("é".encode() * (MOST_CHARACTERS + 1), "caption_too_long"),
+        (b"x" * 20_000_000, "caption_too_long"),
+        (b"caf\xe9", "caption_not_utf8"),
+        (b"\xed\xa0\xbd", "caption_not_utf8"),
+        (7, "caption_not_text"),
+        ({"text": "x"}, "caption_not_text"),
+    ],
+)
+def test_what_can_be_a_caption(value: object, reason: str | None) -> None:
+    fault = fault_of(value)
+    assert (fault and fault[0]) == reason and (fault is None or fault[1])
+
+
+def test_a_caption_of_megabytes_costs_milliseconds() -> None:
+    text = "\ud83d" * 20_000_000
+    started = time.process_time()
+    assert fault_of(text) is not None
+    assert time.process_time() - started < 0.1
 
 
 def test_without_replacement_while_there_are_enough() -> None:

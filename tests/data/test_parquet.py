@@ -86,10 +86,13 @@ def test_bad_content_is_counted_row_by_row(tmp_path: Path) -> None:
     ]
 
 
-def test_list_with_a_caption_that_is_not_utf8(tmp_path: Path) -> None:
-    captions = pa.ListArray.from_arrays([0, 1, 3], pa.array([b"fine", b"caf\xe9", b"x"]).view(pa.string()))
-    rows = _read(_write(tmp_path / "a.parquet", {"image": [b"x", b"x"], "captions": captions}))
-    assert [row.bad for row in rows] == [None, "caption_not_utf8"]
+def test_a_caption_that_is_not_utf8_costs_only_itself(tmp_path: Path) -> None:
+    texts = pa.array([b"fine", b"caf\xe9", b"x", b"caf\xe9"]).view(pa.string())
+    captions = pa.ListArray.from_arrays([0, 1, 3, 4], texts)
+    rows = _read(_write(tmp_path / "a.parquet", {"image": [b"x"] * 3, "captions": captions}))
+    assert [row.bad for row in rows] == [None, None, "caption_not_utf8"]
+    assert [row.captions for row in rows] == [("fine",), ("x",), ()]
+    assert [row.notes for row in rows] == [(), ("caption_not_utf8",), ()]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from ito_ray.config.schema import ColumnsConfig, ViewsConfig
+from ito_ray.data import samples
 from ito_ray.data.plan import Piece
 from ito_ray.data.rows import Row, read_piece
 from ito_ray.data.samples import Block, SampleSpec, make_block
@@ -72,7 +73,19 @@ SOUND = {
     "json captions": {"png": picture(1), "json": b'{"captions": ["some", "picture"]}'},
     "empty text but json": {"png": picture(1), "txt": b" ", "json": b'{"text": "some"}'},
     "byte order mark": {"png": picture(1), "txt": b"\xef\xbb\xbfsome"},
+    "half a surrogate beside a good one": {"png": picture(1), "txt": b"some", "json": b'{"caption": "\\ud83d"}'},
+    "not utf-8 beside a good one": {"png": picture(1), "txt": b"caf\xe9", "json": b'{"caption": "some"}'},
+    "no string beside a good one": {"png": picture(1), "json": b'{"captions": ["some", 1, null, ["some"]]}'},
+    "megabytes beside a good one": {"png": picture(1), "txt": b"x" * 20_000_000, "json": b'{"text": "some"}'},
+    "surrogates in meta data": {"png": picture(1), "txt": b"some", "json": b'{"\\ud83d": "\\ud83d", "n": NaN}'},
 }
+NOTED = {
+    "half a surrogate beside a good one": {"caption_not_utf8": 1},
+    "not utf-8 beside a good one": {"caption_not_utf8": 1},
+    "no string beside a good one": {"caption_not_text": 1},
+    "megabytes beside a good one": {"caption_too_long": 1},
+}
+"""Captions left out of sound samples."""
 BAD = {
     "text named jpg": ({"jpg": b"<html>404</html>", "txt": b"some"}, "image_unreadable"),
     "cut picture": ({"png": picture(1)[:400], "txt": b"some"}, "image_truncated"),
@@ -84,6 +97,10 @@ BAD = {
     "empty caption": ({"png": picture(1), "txt": b" \n"}, "empty_caption"),
     "only an entity": ({"png": picture(1), "txt": b"&nbsp;"}, "empty_caption"),
     "empty list": ({"png": picture(1), "json": b'{"captions": []}'}, "missing_caption"),
+    "half a surrogate": ({"png": picture(1), "json": b'{"caption": "a \\ud83d b"}'}, "caption_not_utf8"),
+    "half a surrogate, raw": ({"png": picture(1), "json": b'{"caption": "\xed\xa0\xbd"}'}, "caption_not_utf8"),
+    "megabytes": ({"png": picture(1), "txt": b"x " * 10_000_000}, "caption_too_long"),
+    "number of a million digits": ({"png": picture(1), "txt": b"some", "json": b"1" * 1_000_000}, "bad_json"),
     "latin-1": ({"png": picture(1), "txt": b"caf\xe9"}, "caption_not_utf8"),
     "broken json": ({"png": picture(1), "json": b'{"caption": '}, "bad_json"),
     "json of another kind": ({"png": picture(1), "txt": b"some", "json": b"[1]"}, "bad_json"),
@@ -98,7 +115,8 @@ BAD = {
 def test_every_kind_of_sound_sample_is_delivered(tmp_path: Path, spec: SampleSpec, name: str) -> None:
     write_tar(tmp_path / "a.tar", [("x", SOUND[name])])
     block, tally = _block(tmp_path / "a.tar", spec)
-    assert tally == Tally(1, 1) and block["lengths"][0, 0] == 3
+    assert (tally.read, tally.delivered, tally.dropped) == (1, 1, {}) and block["lengths"][0, 0] == 3
+    assert tally.notes == NOTED.get(name, {})
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -168,6 +186,39 @@ def test_captions_of_text_and_json_in_order_and_meta(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("x", {"png": b"x", "txt": b"one", "json": json.dumps(document).encode()})])
     (row,) = _rows(tmp_path / "a.tar")
     assert row.captions == ("one", "two", "three") and row.meta == {"name": "star"}
+
+
+def test_halves_that_belong_together_are_the_emoji(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("x", {"png": b"x", "json": b'{"caption": "\\ud83d\\ude00", "n": "\\ud83d!"}'})])
+    (row,) = _rows(tmp_path / "a.tar")
+    assert row.captions == ("\U0001f600",) and row.meta == {"n": "?!"} and row.notes == ()
+
+
+def _failing(real: Any, at: int) -> Any:
+    """The function, but each call with what the argument number `at` says "bad" in fails."""
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if "bad" in str(arguments[at]):
+            raise TypeError("argument 'input': no text")
+        return real(*arguments, **options)
+
+    return failing
+
+
+@pytest.mark.parametrize(("name", "at"), [("make_views", 0), ("draw", 0), ("fill", 0), ("tokenize", 1)])
+def test_whatever_a_sample_raises_costs_that_sample_alone(
+    tmp_path: Path, spec: SampleSpec, monkeypatch: pytest.MonkeyPatch, name: str, at: int
+) -> None:
+    good_tar(tmp_path / "a.tar", 8)
+    rows = _rows(tmp_path / "a.tar")
+    whole, _ = _make(rows, spec, seed=0, entry=1)
+    rows[3] = Row("s003", rows[3].image if name != "make_views" else b"bad", ("a bad one",), url="a.tar")
+    monkeypatch.setattr(samples, name, _failing(getattr(samples, name), at))
+    block, tally = _make(rows, spec, seed=0, entry=1)
+    assert (tally.read, tally.delivered, tally.dropped) == (8, 7, {"unexpected_error": 1})
+    assert tally.examples == {"unexpected_error": ["a.tar#s003: TypeError: argument 'input': no text"]}
+    kept = whole["uid"] & 0xFFFFFFFF != 3
+    assert all((block[name] == whole[name][kept]).all() for name in block)
 
 
 def test_layout(tmp_path: Path, spec: SampleSpec) -> None:

@@ -62,6 +62,7 @@ BAD_ROWS = {
     "has both": ("b", SMALL),
     "text is int": (5, None),
     "text is list": (["a"], None),
+    "half of a surrogate pair": ("half \ud83d", None),
     "text of 2001 characters": ("a" * 2001, None),
     "image is not a readable": (None, b"\xff\xd8\xff not a picture"),
     "image is not a readable JPEG, PNG or WebP (OSError": (None, NOISE[:4000]),
@@ -89,6 +90,24 @@ def test_bad_rows_name_themselves_and_cost_no_other(encoder: Any, made: Exported
     assert good["error"].tolist() == [None, None]
     expected = made.encoder.encode_texts(["a bird"]), made.encoder.encode_images([picture])
     np.testing.assert_allclose(embeddings(good), np.concatenate(expected), atol=1e-5)
+
+
+def test_a_row_that_the_encoder_fails_with_costs_no_other(
+    encoder: Any, made: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = encoder.encoder.encode
+
+    def encode(inputs: Any, **options: Any) -> Any:
+        if {"text": "bad"} in inputs:
+            raise TypeError("TextEncodeInput must be Union[TextInputSequence, ...]")
+        return real(inputs, **options)
+
+    monkeypatch.setattr(encoder.encoder, "encode", encode)
+    answer = encoder.predict(None, table(["a bird", "bad", "a cat"], [None] * 3))
+    assert answer["error"].tolist() == [None, "row 1: text cannot be encoded (TypeError).", None]
+    np.testing.assert_allclose(
+        embeddings(answer.iloc[[0, 2]]), made.encoder.encode_texts(["a bird", "a cat"]), atol=1e-5
+    )
 
 
 def test_what_concerns_the_whole_request_is_refused(encoder: Any) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from ito_ray.data.captions import is_unicode
 from ito_ray.data.decode import decode_rgb, open_image, to_rgb, upright_size
 from ito_ray.data.looks import look_of
 from ito_ray.data.prepare.filters import Filters, Where
-from ito_ray.data.prepare.source import is_unicode, safe_key
-from ito_ray.data.rows import BadSample, Row
+from ito_ray.data.prepare.source import safe_key
+from ito_ray.data.rows import BadSample, Row, one_sample
 
 SCHEMA = pa.schema(
     [
@@ -30,11 +31,12 @@ SCHEMA = pa.schema(
         ("look", pa.binary()),
         ("captions", pa.int32()),
         ("fitting", pa.int32()),
+        ("notes", pa.list_(pa.string())),
     ]
 )
 """One row an input. `key`: as it will be written, for a bad input as it came; `digest`: SHA-256 of the picture's bytes;
-`look`: from `look_of`, null unless asked for; `captions` it has, `fitting` of them are kept. Where `reason` is set, the
-last four are null or 0."""
+`look`: from `look_of`, null unless asked for; `captions` it has, `fitting` of them are kept; `notes`: as in
+`rows.Row`. Where `reason` is set, `digest`, `look` and `fitting` are null or 0."""
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _LOSSY = ("JPEG", "MPO", "WEBP")
 
@@ -53,10 +55,11 @@ def inspect(piece: int, rows: Iterable[tuple[int, Row]], filters: Filters, pictu
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for place, row in rows:
         try:
-            found = _examine(row, filters, picture, look=look)
+            with one_sample():
+                found = _examine(row, filters, picture, look=look)
         except BadSample as error:
             found = {"reason": error.reason, "detail": error.detail, "captions": len(row.captions), "fitting": 0}
-        found = {"piece": piece, "place": place, "key": row.key, "url": row.url, **found}
+        found = {"piece": piece, "place": place, "key": row.key, "url": row.url, "notes": row.notes, **found}
         for name, column in columns.items():
             value = found.get(name)
             column.append(_storable(value) if isinstance(value, str) else value)
@@ -66,8 +69,8 @@ def inspect(piece: int, rows: Iterable[tuple[int, Row]], filters: Filters, pictu
 def _examine(row: Row, filters: Filters, picture: Picture, *, look: bool) -> dict[str, Any]:
     if row.bad is not None or row.image is None:
         raise BadSample(row.bad or "missing_image", row.detail)
-    if not all(is_unicode(text) for text in (row.key, *row.captions)):
-        raise BadSample("caption_not_utf8", "half of a surrogate pair in the key or a caption")
+    if not is_unicode(row.key):
+        raise BadSample("name_not_utf8", "half of a surrogate pair in the key")
     encoded = open_image(row.image, max_pixels=picture.max_pixels)
     kind = encoded.format
     width, height = upright_size(encoded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ito_ray.data.prepare.source import is_unicode
-from ito_ray.data.rows import BadSample, Needs, Row, usable_captions
+from ito_ray.data.captions import fault_of, is_unicode
+from ito_ray.data.rows import BadSample, Needs, Row, Texts, one_sample, usable_captions
 from ito_ray.data.shards import open_fs, public_url
 
 ROWS_PER_PIECE = 512
@@ -27,6 +27,7 @@ _SCHEMA = pa.schema(
         ("meta", pa.string()),
         ("bad", pa.string()),
         ("detail", pa.string()),
+        ("notes", pa.list_(pa.string())),
     ]
 )
 
@@ -42,6 +43,8 @@ class Listed:
     meta: Mapping[str, Any] = field(default_factory=dict)
     bad: str | None = None
     detail: str = ""
+    notes: list[str] = field(default_factory=list)
+    """Why captions were left out, as in `Row`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class ListedSource:
                 columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
                 for row in group:
                     meta = json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
-                    values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail)
+                    values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail, row.notes)
                     known = (row.key, public_url(row.image), row.captions, public_url(row.text), *values[4:])
                     digest.update(json.dumps(known).encode())
                     for column, value in zip(columns.values(), values, strict=True):
@@ -106,29 +109,24 @@ def load(listed: Listed, needs: Needs = "pair") -> Row:
     try:
         if listed.bad is not None:
             raise BadSample(listed.bad, listed.detail)
-        captions = _captions(listed, needs)
-        image = None if needs == "text" else _bytes(listed.image)
+        with one_sample():
+            texts = _captions(listed, needs)
+            image = None if needs == "text" else _bytes(listed.image)
         if image == b"":
             raise BadSample("missing_image", "the file is empty")
     except BadSample as error:
         return Row(listed.key, None, (), bad=error.reason, detail=error.detail, url=listed.image or listed.text)
-    return Row(listed.key, image, captions, dict(listed.meta), url=listed.image or listed.text)
+    notes = (*listed.notes, *texts.notes)
+    return Row(listed.key, image, texts.captions, dict(listed.meta), url=listed.image or listed.text, notes=notes)
 
 
-def _captions(listed: Listed, needs: Needs) -> tuple[str, ...]:
+def _captions(listed: Listed, needs: Needs) -> Texts:
     try:
-        return usable_captions([*listed.captions, *([_text(listed.text)] if listed.text else [])])
+        return usable_captions([*listed.captions, *([_bytes(listed.text)] if listed.text else [])])
     except BadSample:
         if needs == "image":
-            return ()
+            return Texts(())
         raise
-
-
-def _text(url: str) -> str:
-    try:
-        return _bytes(url).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadSample("caption_not_utf8", f"{url}: {error}"[:200]) from error
 
 
 def _bytes(url: str) -> bytes:
@@ -143,11 +141,17 @@ def _bytes(url: str) -> bytes:
 
 def _encodable(row: Listed) -> Listed:
     """Bytes that are not UTF-8 come as lone surrogates (file names, tables), which Arrow cannot hold."""
-    for reason, texts in (("name_not_utf8", [row.key, row.image, row.text]), ("caption_not_utf8", row.captions)):
-        wrong = next((text for text in texts if not is_unicode(text)), None)
-        if wrong is not None:
-            return Listed(ascii(row.key)[1:-1], bad=reason, detail=ascii(wrong)[:200])
-    return row
+    wrong = next((text for text in (row.key, row.image, row.text) if not is_unicode(text)), None)
+    if wrong is not None:
+        return Listed(ascii(row.key)[1:-1], bad="name_not_utf8", detail=ascii(wrong)[:200])
+    faults = [fault_of(text) for text in row.captions]
+    if not any(faults):
+        return row
+    kept = [text for text, fault in zip(row.captions, faults, strict=True) if not fault]
+    reason, detail = next(fault for fault in faults if fault)
+    if row.bad is None and not kept and not row.text:
+        return replace(row, captions=[], bad=reason, detail=detail)
+    return replace(row, captions=kept, notes=[*row.notes, *(fault[0] for fault in faults if fault)])
 
 
 def _batched(rows: Iterable[Listed], size: int) -> Iterator[list[Listed]]:

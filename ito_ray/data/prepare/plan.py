@@ -6,7 +6,7 @@ Everything here happens in one process and in the inputs' order, so that it is t
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,12 +110,14 @@ def account(inspected: pa.Table, placement: Placement) -> dict[str, Any]:
         int(pc.sum(column).as_py() or 0) for column in (read, read.filter(used), fitting.filter(used))
     )
     captions = {"read": total, "written": kept, "removed_by_length": of_used - kept, "of_dropped": total - of_used}
+    notes = Counter(pc.list_flatten(inspected["notes"]).to_pylist())
     assert inspected.num_rows == sum(written.values()) + sum(dropped.values()), (written, dropped)
     return {
         "inputs": inspected.num_rows,
         "written": written,
         "dropped": dict(sorted(dropped.items(), key=lambda item: (-item[1], item[0]))),
         "captions": captions,
+        "notes": dict(sorted(notes.items())),
     }
 
 

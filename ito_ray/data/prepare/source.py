@@ -40,7 +40,10 @@ class Source(Protocol):
 
 
 def plain_meta(values: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """The values that JSON can hold; the names of captions get an underscore, half characters become `?`."""
+    """The values that JSON can hold; the names of captions get an underscore, half characters become `?`.
+
+    NaN and infinite numbers, which JSON does not know, become null.
+    """
     meta = {}
     for name, value in values.items():
         if isinstance(value, bytes):
@@ -48,17 +51,8 @@ def plain_meta(values: Mapping[str, Any]) -> dict[str, JsonValue]:
         if isinstance(value, str | int | float | bool | list | dict | None):
             meta[f"{name}_" if name in RESERVED else name] = value
     text = json.dumps(meta, ensure_ascii=False, default=str)  # bytes or dates may lie deep inside
-    plain: dict[str, JsonValue] = json.loads(text.encode("utf-8", "replace"))
+    plain: dict[str, JsonValue] = json.loads(text.encode("utf-8", "replace"), parse_constant=lambda name: None)
     return plain
-
-
-def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: json and file names may give halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def safe_key(key: str) -> str:

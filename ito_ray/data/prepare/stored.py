@@ -16,7 +16,7 @@ from ito_ray.data.plan import Piece
 from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.tables import CAPTION_COLUMNS
-from ito_ray.data.rows import BadSample, Row, read_retrying, usable_captions
+from ito_ray.data.rows import BadSample, Row, listed, read_retrying, usable_captions
 from ito_ray.data.shards import list_shards, mean_sample_bytes, public_url, rows_in
 from ito_ray.errors import ConfigError, DataError, UnreadableError
 
@@ -156,21 +156,17 @@ class HuggingFaceSource:
         url = f"{self.path}#{number}"
         image = values[self.image]
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
-        found = [text for name in self.captions for text in _listed(values[name])]
+        found = [text for name in self.captions for text in listed(values[name])]
         meta = plain_meta({name: value for name, value in values.items() if name not in {self.image, *self.captions}})
         if not data and path:
             return load(Listed(key, path, found, meta=meta))
         try:
             if not isinstance(data, bytes) or not data:
                 raise BadSample("missing_image", f"column {self.image!r} holds {type(data).__name__}")
-            return Row(key, data, usable_captions(found), meta, url=url)
+            texts = usable_captions(found)
+            return Row(key, data, texts.captions, meta, url=url, notes=texts.notes)
         except BadSample as error:
             return Row(key, None, (), bad=error.reason, detail=error.detail, url=url)
-
-
-def _listed(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str)]
 
 
 @lru_cache(maxsize=2)
