@@ -37,8 +37,23 @@ def test_names_that_systems_leave_are_foreign(path: str, part: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["./a.jpg", "../a/b.jpg", "/a.jpg", "_DSC0001.jpg", "__init__/a.jpg", "@home/a.jpg", "#1/a.jpg", "a.b.jpg", "$/a"]
-    + ["lost/found/a.jpg", "~user/a.jpg", "a~/b.jpg", "partial/a.jpg", "MACOSX/a.jpg", "thumbs/db.jpg"],
+    [
+        "./a.jpg",
+        "../a/b.jpg",
+        "/a.jpg",
+        "_DSC0001.jpg",
+        "__init__/a.jpg",
+        "@home/a.jpg",
+        "#1/a.jpg",
+        "a.b.jpg",
+        "$/a",
+        "lost/found/a.jpg",
+        "~user/a.jpg",
+        "a~/b.jpg",
+        "partial/a.jpg",
+        "MACOSX/a.jpg",
+        "thumbs/db.jpg",
+    ],
 )
 def test_other_names_are_not(path: str) -> None:
     assert foreign_part(path) == ""
