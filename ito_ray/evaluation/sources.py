@@ -6,6 +6,7 @@ A source is small and picklable, and is read in numbered pieces, so that several
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +20,13 @@ from ito_ray.data.captions import fault_of
 from ito_ray.data.heldout import PairReader, shard_rows, whole
 from ito_ray.data.prepare.folders import PICTURES, list_pairs
 from ito_ray.data.prepare.listing import Listed, load
-from ito_ray.data.prepare.tables import Columns, list_table
+from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
 from ito_ray.data.rows import Row
 from ito_ray.data.shards import list_shards, open_shard
 from ito_ray.data.tar import IMAGE_EXTENSIONS, read_tar
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.classes import read_class_table, read_templates
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-CLASS_COLUMNS = ("class", "label", "name", "category", "target")
 LISTED_PER_PIECE = 512
 CLASSNAMES, TEMPLATES, SPLIT = "classnames.txt", "zeroshot_classification_templates.txt", "test"
 """Of a folder that CLIP_benchmark reads as WebDataset, https://github.com/LAION-AI/CLIP_benchmark."""
@@ -171,7 +170,13 @@ def open_labelled(cfg: Config, given: Sequence[str], field: str) -> Labelled:
 def _named(listed: list[Listed], cfg: Config, field: str) -> Labelled:
     """Classes from the class file, or those that are there; the captions of `listed` are their classes."""
     there = sorted({row.captions[0] for row in listed if row.captions and not fault_of(row.captions[0])})
-    table = read_class_table(cfg.eval.classes) if cfg.eval.classes else {name: name.replace("_", " ") for name in there}
+    said = Counter(name.replace("_", " ") for name in there)
+    spaced = {name: name.replace("_", " ") for name in there}
+    table = (
+        read_class_table(cfg.eval.classes)
+        if cfg.eval.classes
+        else {name: text if said[text] == 1 else name for name, text in spaced.items()}  # else two would be one prompt
+    )
     rows = (replace(row, meta={_LABEL: row.captions[0]}) if row.captions else row for row in listed)
     return Labelled(FileSource(tuple(rows), field), _LABEL, table, read_templates(cfg.eval.templates))
 
@@ -186,25 +191,15 @@ def _of_folders(path: Path, classes: Sequence[str]) -> list[Listed]:
 
 
 def _of_table(path: Path, field: str) -> list[Listed]:
-    names = _columns(path)
-    column = field if field in names else next((name for name in CLASS_COLUMNS if name in names), "")
+    names = open_table(path, None, (field,)).names
+    lower = {name.lower(): name for name in reversed(names)}
+    column = field if field in names else next((lower[name] for name in CLASS_COLUMNS if name in lower), "")
     if not column:
         raise DataError(
             f"{path} has no column with the class: it has {', '.join(names)}; name one of them in eval.zero_shot_field "
             f"(--field), or call it {CLASS_COLUMNS[0]!r}."
         )
-    return list_table(path, None, Columns(captions=(column,)))[0]
-
-
-def _columns(path: Path) -> list[str]:
-    if path.suffix.lower() == ".parquet":
-        return list(pq.read_schema(path).names)
-    listed = ", ".join(TABLES[:2])
-    if path.suffix.lower() not in TABLES[:2]:
-        raise DataError(f"{path}: a table of classes is one of {listed}, .parquet.")
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        separator = "," if path.suffix.lower() == ".csv" else "\t"
-        return [name.strip().strip('"') for name in file.readline().split(separator)]
+    return list_classes(path, column)
 
 
 def _clip_benchmark(root: Path, split: Path, cfg: Config, field: str) -> Labelled:
@@ -222,9 +217,10 @@ def _shards(cfg: Config, given: Sequence[str], field: str) -> ShardSource:
 
 def _is_table(path: Path) -> bool:
     """CSV and the like; a Parquet file whose image column holds addresses and not the pictures' bytes."""
-    if path.suffix.lower() in TABLES:
-        return True
-    if path.suffix.lower() != ".parquet" or not path.is_file():
+    kind = kind_of(path)
+    if kind != ".parquet":
+        return kind in SUFFIXES and not path.is_dir()
+    if not path.is_file():
         return False
     try:
         schema: Any = pq.read_schema(path)

@@ -148,6 +148,30 @@ def test_underscores_of_folders_are_spaces_in_prompts(tmp_path: Path) -> None:
     assert labelled(tmp_path).table == {"cat": "cat", "red_fox": "red fox"}
 
 
+def test_classes_that_underscores_alone_tell_apart_stay_two(tmp_path: Path) -> None:
+    draw("red", "bar").save(tmp_path / "0.png")
+    draw("red", "bar").save(tmp_path / "1.png")
+    path = tmp_path / "t.csv"
+    path.write_text("image;class\n0.png;red_fox\n1.png;red fox\n", "utf-8")
+    assert labelled(path).table == {"red fox": "red fox", "red_fox": "red_fox"}
+
+
+def test_labels_of_tables_may_be_numbers_and_have_quoted_commas(tmp_path: Path) -> None:
+    for number in range(3):
+        draw("red", "bar", seed=number).save(tmp_path / f"{number}.png")
+    rows = [{"image": f"{number}.png", "label": label} for number, label in enumerate((1, 1.0, 2.0))]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = labelled(tmp_path / "t.jsonl", zero_shot_field="label")
+    pairs = list(read(found.source, limit=None, max_pixels=10**6))
+    assert [pair.meta[found.field] for pair in pairs] == ["1", "1", "2"]
+    assert found.table == {"1": "1", "2": "2"}
+    (tmp_path / "t.csv").write_text('image,"label, long"\n0.png,"ice cream,  vanilla"\n1.png,tea\n', "utf-8")
+    assert labelled(tmp_path / "t.csv", zero_shot_field="label, long").table == {
+        "ice cream, vanilla": "ice cream, vanilla",
+        "tea": "tea",
+    }
+
+
 def test_wrong_sources(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_shape_shards(tmp_path / "shards", 3)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from ito_ray.config.schema import ColumnsConfig, DataConfig
+from ito_ray.data.prepare.delimited import Dialect, Quoting
 from ito_ray.data.prepare.filters import Filters
 from ito_ray.data.prepare.folders import list_coco, list_pairs
 from ito_ray.data.prepare.inspect import Picture
@@ -116,14 +117,14 @@ class Output(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Output):
-    """Pictures in files, captions in a CSV, TSV, JSON-lines or Parquet table.
+    """Pictures in files, captions in a CSV, TSV, JSON or Parquet table.
 
     For instance `python -m pipelines.prepare table pairs.csv --images photos --out data/pairs --val-fraction 0.01`.
     Rows of the same picture become one sample with several captions; other columns become its meta data.
     """
 
     table: Annotated[Path, tyro.conf.Positional]
-    """The table: .csv, .tsv, .jsonl or .parquet, with a header."""
+    """The table: .csv, .tsv, .txt, .jsonl, .json or .parquet; a packed one (.gz, .zst, …) is unpacked on the way."""
     images: Path | None = None
     """Folder that the table's relative paths start from; default: where the table is."""
     image_column: str = ""
@@ -132,11 +133,21 @@ class Table(Output):
     """Columns of captions (text, or lists of it); default: captions, caption, text, …, the first that it has."""
     key_column: str = ""
     """Column of unique keys; default: the path without its ending."""
+    separator: str = ""
+    """Of a table of separated fields: one character, or tab, semicolon, pipe; default: found out from the text."""
+    quoting: Quoting = "auto"
+    """double: fields may stand in quotes, those inside are doubled; backslash: …stand after a backslash; none: quotes
+    are text; auto: what explains the most lines."""
+    encoding: str = ""
+    """Of a table's text, e.g. cp1252; default: UTF-8, or UTF-16 where the bytes say so."""
+    names: tuple[str, ...] = ()
+    """Names of the columns in order, for a table without a header."""
 
     def open(self, work: Path) -> Source:
         """See `Output.open`."""
         columns = Columns(self.image_column, self.caption_columns, self.key_column)
-        rows, notes = list_table(self.table, self.images, columns)
+        dialect = Dialect(self.separator, self.quoting, self.encoding, self.names)
+        rows, notes = list_table(self.table, self.images, columns, dialect)
         return ListedSource.write(rows, work / "listing.parquet", notes)
 
 

@@ -1,35 +1,79 @@
-"""A table of picture files and captions: CSV, TSV, JSON lines or Parquet."""
+"""A table of picture files with captions or classes: separated fields, JSON or Parquet; one reader for all commands."""
 
 from __future__ import annotations
 
-import csv
+import ast
+import io
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+import re
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ito_ray.data.prepare.delimited import Dialect, open_delimited
 from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
+from ito_ray.data.prepare.table_text import TableText
 from ito_ray.errors import DataError
 
-IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "filepath", "file", "path", "img", "photo")
-CAPTION_COLUMNS = ("captions", "caption", "text", "title", "description", "txt", "TEXT", "comment", "sentence")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+IMAGE_COLUMNS = (
+    *("image", "image_path", "file_name", "filename", "filepath", "file", "path", "img", "photo"),
+    *("image_name", "image_url", "url"),
+)
+CAPTION_COLUMNS = ("captions", "caption", "text", "title", "description", "txt", "comment", "sentence")
+CLASS_COLUMNS = ("class", "label", "name", "category", "target")
+_SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|", ".txt": "\t", ".token": "\t"}
+_JSON = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*_SEPARATED, *_JSON, ".parquet")
+_PACKED = (".gz", ".bz2", ".zst", ".xz", ".lz4")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NUMBERED = re.compile(r"(.+\.(?:jpe?g|png))#\d+$", re.IGNORECASE)
+"""Flickr's name of a picture with the number of the caption."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Record:
+class Record:
     """One row by column, or why there is none."""
 
     place: str
     values: dict[str, Any]
     bad: str | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that was opened: its columns, and its rows as often as they are asked for."""
+
+    path: Path
+    names: tuple[str, ...]
+    form: str
+    """How it is written, in words."""
+    records: Callable[[], Iterator[Record]] = field(repr=False)
+
+    def find(self, option: str, given: str, known: Sequence[str]) -> str:
+        """The column of this name, or the first of `known` that the table has, capitals or not.
+
+        Raises:
+            DataError: naming `option`, when there is none.
+        """
+        if given and given not in self.names:
+            raise DataError(f"{option}={given!r} is no column of {self.path}: it has {', '.join(self.names)}.")
+        lower = {name.lower(): name for name in reversed(self.names)}
+        found = given or next((lower[name] for name in known if name in lower), "")
+        if not found:
+            raise DataError(
+                f"{self.path} has none of the usual columns: give {option}, one of {', '.join(self.names)}. "
+                f"It was read as {self.form}."
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -41,7 +85,54 @@ class Columns:
     key: str = ""
 
 
-def list_table(path: Path, images: Path | None, columns: Columns) -> tuple[list[Listed], dict[str, int]]:
+def open_table(path: Path, dialect: Dialect | None = None, columns: Sequence[str] = ()) -> Table:
+    """Find out how a table is written.
+
+    Args:
+        path: the table; its name tells the kind, and may end in .gz, .bz2, .zst, .xz or .lz4 besides.
+        dialect: of a table of separated fields; None = found out.
+        columns: names that are known beside the usual ones, by which a header is told from a row.
+
+    Raises:
+        DataError: the file is missing, of another kind or cannot be read.
+    """
+    try:
+        found = path.is_file()
+    except OSError:
+        found = False
+    if not found:
+        raise DataError(f"There is no table {path}: give a {', '.join(SUFFIXES)} file.")
+    kind = kind_of(path)
+    dialect = dialect or Dialect()
+    if kind == ".parquet":
+        return Table(path, _parquet_names(path), "Parquet", lambda: _parquet(path))
+    if kind in _JSON:
+        return _json_table(TableText.open(path, dialect.encoding))
+    if kind not in _SEPARATED:
+        raise DataError(f"{path} ends in {kind!r}: a table is one of {', '.join(SUFFIXES)}.")
+    known = {name.lower() for name in (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *CLASS_COLUMNS, *columns) if name}
+    table = open_delimited(TableText.open(path, dialect.encoding), _SEPARATED[kind], dialect, known)
+
+    def records() -> Iterator[Record]:
+        for row in table.rows():
+            place = f"line {row.line}"
+            if row.bad:
+                yield Record(place, {}, "bad_row", f"{place}: {row.bad}")
+            else:
+                yield Record(place, dict(zip(table.names, row.values, strict=True)))
+
+    return Table(path, table.names, table.form, records)
+
+
+def kind_of(path: Path) -> str:
+    """The ending that tells a table's kind, in lower case, without that of a packed file."""
+    packed = path.suffix.lower() in _PACKED
+    return (path.with_suffix("") if packed else path).suffix.lower()
+
+
+def list_table(
+    path: Path, images: Path | None, columns: Columns, dialect: Dialect | None = None
+) -> tuple[list[Listed], dict[str, int]]:
     """Samples in the order of their first row, and how many rows were merged into earlier ones.
 
     Rows of one key and picture are one sample with several captions. Without a key column the key is the picture's
@@ -51,29 +142,30 @@ def list_table(path: Path, images: Path | None, columns: Columns) -> tuple[list[
         path: the table.
         images: folder that relative paths of pictures start from; None = the table's folder.
         columns: see `Columns`.
+        dialect: see `open_table`.
 
     Raises:
         DataError: the file is missing, of another kind or empty, or a column is not there.
     """
+    table = open_table(path, dialect, (columns.image, *columns.captions, columns.key))
     root = str((images if images is not None else path.parent).absolute())
     samples: dict[tuple[str, str], Listed] = {}
     broken: list[Listed] = []
-    rows = 0
     chosen: Columns | None = None
-    for record in _records(path):
+    rows = 0
+    for record in table.records():
         rows += 1
         if record.bad is not None:
             broken.append(Listed(record.place, bad=record.bad, detail=record.detail))
             continue
-        chosen = chosen or _choose(path, list(record.values), columns)
+        chosen = chosen or _choose(table, columns)
         image = record.values.get(chosen.image)
         if not isinstance(image, str) or not image.strip():
-            detail = f"column {chosen.image!r} is {'empty' if not image else type(image).__name__}"
-            broken.append(Listed(record.place, bad="missing_image", detail=detail))
+            broken.append(Listed(record.place, bad="missing_image", detail=_no_image(chosen.image, image)))
             continue
-        image = image.strip()
+        image = _plain_name(root, image.strip())
         named = record.values.get(chosen.key) if chosen.key else None
-        key = str(PurePosixPath(image).with_suffix("")) if named in (None, "") else str(named)
+        key = _key(image) if _is_empty(named) else str(named)
         sample = samples.get((key, image))
         if sample is None:
             used = {chosen.image, chosen.key, *chosen.captions}
@@ -86,86 +178,200 @@ def list_table(path: Path, images: Path | None, columns: Columns) -> tuple[list[
     return [*samples.values(), *broken], {"rows": rows, "merged_rows": rows - len(samples) - len(broken)}
 
 
-def _choose(path: Path, names: Sequence[str], columns: Columns) -> Columns:
-    def find(field: str, given: str, known: Sequence[str]) -> str:
-        if given and given not in names:
-            raise DataError(f"{field}={given!r} is no column of {path}: it has {', '.join(names)}.")
-        found = given or next((name for name in known if name in names), "")
-        if not found:
-            raise DataError(f"{path} has none of the usual columns: give {field}, one of {', '.join(names)}.")
-        return found
+def list_classes(path: Path, column: str) -> list[Listed]:
+    """Pictures in the order of their first row, the class as their only caption; relative paths start at the table.
 
-    image = find("--image-column", columns.image, IMAGE_COLUMNS)
-    captions = tuple(find("--caption-columns", name, ()) for name in columns.captions)
-    captions = captions or (find("--caption-columns", "", CAPTION_COLUMNS),)
-    return Columns(image, captions, find("--key-column", columns.key, ()) if columns.key else "")
+    A number is a class as well: 1 and 1.0 are `1`. A picture that several rows give different classes has none.
+
+    Raises:
+        DataError: as for `list_table`.
+    """
+    table = open_table(path, None, (column,))
+    image = table.find("--image-column", "", IMAGE_COLUMNS)
+    root = str(path.parent.absolute())
+    samples: dict[str, Listed] = {}
+    broken: list[Listed] = []
+    for record in table.records():
+        found, label = record.values.get(image), _label(record.values.get(column))
+        if record.bad is not None:
+            broken.append(Listed(record.place, bad=record.bad, detail=record.detail))
+        elif not isinstance(found, str) or not found.strip():
+            broken.append(Listed(record.place, bad="missing_image", detail=_no_image(image, found)))
+        elif not label:
+            detail = f"{record.place}: column {column!r} says no class"
+            broken.append(Listed(_key(found.strip()), bad="missing_class", detail=detail))
+        else:
+            name = _plain_name(root, found.strip())
+            sample = samples.setdefault(name, Listed(_key(name), _address(root, name), [label]))
+            if sample.captions != [label]:
+                detail = f"{sample.captions[0]!r} and {label!r}"
+                samples[name] = replace(sample, bad="several_classes", detail=detail)
+    if not samples and not broken:
+        raise DataError(f"{path} has no rows: give a table with a row for each picture.")
+    return [*samples.values(), *broken]
 
 
-def _texts(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str) and text.strip()]
+def _choose(table: Table, columns: Columns) -> Columns:
+    image = table.find("--image-column", columns.image, IMAGE_COLUMNS)
+    captions = tuple(table.find("--caption-columns", name, ()) for name in columns.captions)
+    captions = captions or (table.find("--caption-columns", "", CAPTION_COLUMNS),)
+    return Columns(image, captions, table.find("--key-column", columns.key, ()) if columns.key else "")
+
+
+def _is_empty(value: Any) -> bool:
+    """None, "" and what stands for a missing value among numbers."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _no_image(column: str, value: Any) -> str:
+    empty = _is_empty(value) or (isinstance(value, str) and not value.strip())
+    return f"column {column!r} is {'empty' if empty else type(value).__name__}"
+
+
+def _key(image: str) -> str:
+    """A path without its ending, an address as it is: what follows a dot in its query tells pictures apart."""
+    return image if _URL.match(image) else str(PurePosixPath(os.path.splitext(image)[0]))  # noqa: PTH122 (any text)
+
+
+def _plain_name(root: str, image: str) -> str:
+    """The picture without Flickr's number of the caption, unless a file is called so."""
+    numbered = _NUMBERED.match(image)
+    if not numbered or os.path.lexists(_address(root, image)):
+        return image
+    return numbered[1]
 
 
 def _address(root: str, image: str) -> str:
-    return image if "://" in image or image.startswith("/") else f"{root.rstrip('/')}/{image}"
+    return image if _URL.match(image) or image.startswith("/") else f"{root.rstrip('/')}/{image}"
 
 
-def _records(path: Path) -> Iterator[_Record]:
-    if not path.is_file():
-        raise DataError(f"There is no table {path}: give a {', '.join(SUFFIXES)} file.")
-    match path.suffix.lower():
-        case ".csv":
-            yield from _separated(path, ",")
-        case ".tsv":
-            yield from _separated(path, "\t")
-        case ".jsonl" | ".ndjson":
-            yield from _json_lines(path)
-        case ".parquet":
-            yield from _parquet(path)
-        case other:
-            raise DataError(f"{path} ends in {other!r}: a table is one of {', '.join(SUFFIXES)}.")
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else _list_in(value) if isinstance(value, str) else [value]
+    return [text for text in values if isinstance(text, str) and text.strip()]
 
 
-def _separated(path: Path, separator: str) -> Iterator[_Record]:
-    csv.field_size_limit(sys.maxsize)
-    # Bytes that are not UTF-8 pass as surrogates, to be told from good captions where these are checked.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=separator)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path} names a column twice: {', '.join(header)}.")
-        for values in reader:
-            place = f"line {reader.line_num}"
-            if not values:
-                continue
-            if len(values) == len(header):
-                yield _Record(place, dict(zip(header, values, strict=True)))
-            else:
-                yield _Record(place, {}, "bad_row", f"{len(values)} fields, the header has {len(header)}")
-
-
-def _json_lines(path: Path) -> Iterator[_Record]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield _Record(f"line {number}", {}, "bad_row", str(error)[:200])
-                continue
-            if isinstance(values, dict):
-                yield _Record(f"line {number}", values)
-            else:
-                yield _Record(f"line {number}", {}, "bad_row", f"an object is expected, not {type(values).__name__}")
-
-
-def _parquet(path: Path) -> Iterator[_Record]:
+def _list_in(cell: str) -> list[str]:
+    """The texts of a list that was written into a cell, as JSON, by Python or by NumPy; else the cell itself."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return [cell]
     try:
-        number = 0
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = _python_list(text)
+    is_list = isinstance(found, list) and all(isinstance(one, str) for one in found)
+    return found if is_list else [cell]
+
+
+def _python_list(text: str) -> list[Any] | None:
+    """The texts of `['a', 'b']` or of NumPy's `['a' 'b']`, which Python itself would join; None for anything else."""
+    passed = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    try:
+        tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in passed]
+        strings = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    others = [token.string for token in tokens[1:-1] if token.type != tokenize.STRING]
+    return strings if all(sign == "," for sign in others) else None
+
+
+def _label(value: Any) -> str:
+    """A class as text, white space as in captions; "" where there is none."""
+    if _is_empty(value) or isinstance(value, list | dict | bytes):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return " ".join(str(value).split())
+
+
+def _json_table(text: TableText) -> Table:
+    """JSON lines, or one list of objects; the columns are those of all rows."""
+    first = next((line.lstrip() for line in text.lines() if line.strip()), "")
+    rows: Callable[[TableText], Iterator[Record]] = _json_lines
+    if first.startswith("[") or kind_of(text.path) == ".json":
+        rows = _reading_of(text)
+    names: dict[str, None] = {}
+    for record in rows(text):
+        names |= dict.fromkeys(record.values)
+    return Table(text.path, tuple(names), f"JSON, {text.encoding}", lambda: rows(text))
+
+
+def _reading_of(text: TableText) -> Callable[[TableText], Iterator[Record]]:
+    """Whether the file is one list or lines. Raises DataError where it is one object of another kind."""
+    try:
+        document = json.loads(text.read())
+    except (ValueError, RecursionError):
+        return _json_lines
+    if isinstance(document, list):
+        return _json_list
+    if isinstance(document, dict) and any(isinstance(value, str) for value in document.values()):
+        return _json_lines
+    names = list(document) if isinstance(document, dict) else [type(document).__name__]
+    is_coco = {"images", "annotations"} <= set(names)
+    raise DataError(
+        f"{text.path} is one JSON object ({', '.join(map(str, names[:6]))}), not a list of rows: "
+        + ("use prepare coco." if is_coco else "write a list of objects (pandas: orient='records'), or one a line.")
+    )
+
+
+def _json_lines(text: TableText) -> Iterator[Record]:
+    for number, line in enumerate(text.lines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield _json_record(f"line {number}", json.loads(line))
+        except (ValueError, RecursionError) as error:
+            yield Record(f"line {number}", {}, "bad_row", f"line {number}: {str(error)[:200]}")
+
+
+def _json_list(text: TableText) -> Iterator[Record]:
+    for number, value in enumerate(json.loads(text.read())):
+        yield _json_record(f"item {number}", value)
+
+
+def _json_record(place: str, value: Any) -> Record:
+    if isinstance(value, dict):
+        return Record(place, value)
+    return Record(place, {}, "bad_row", f"{place}: an object is expected, not {type(value).__name__}")
+
+
+def _parquet_names(path: Path) -> tuple[str, ...]:
+    with _parquet_failures(path):
+        return tuple(pq.read_schema(path).names)
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    number = 0
+    with _parquet_failures(path):
         for batch in pq.ParquetFile(path).iter_batches(4096):
-            for values in batch.to_pylist():
-                yield _Record(f"row {number}", values)
+            columns = [_values(column) for column in batch.columns]
+            for row in zip(*columns, strict=True):
+                yield Record(f"row {number}", dict(zip(batch.schema.names, row, strict=True)))
                 number += 1
+
+
+@contextmanager
+def _parquet_failures(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}".splitlines()[0][:300]) from error
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Python values; one that Python cannot hold (text that is not UTF-8, the year 10000) must not cost the others."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        return [_value(item) for item in column]
+
+
+def _value(item: pa.Scalar) -> Any:
+    if isinstance(item, pa.ListScalar | pa.LargeListScalar) and item.is_valid:
+        return [_value(one) for one in item.values]
+    try:
+        return item.as_py()
+    except UnicodeDecodeError:
+        return item.cast(pa.large_binary()).as_py().decode("utf-8", "surrogateescape")
+    except (ValueError, OverflowError):
+        return item.cast(pa.string()).as_py()
