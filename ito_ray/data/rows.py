@@ -23,10 +23,11 @@ from typing import Any, Literal
 
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.captions import clean, fault_of
+from ito_ray.data.file_kinds import IMAGE_EXTENSIONS
 from ito_ray.data.parquet import ParquetRow, read_parquet
 from ito_ray.data.plan import Piece
 from ito_ray.data.shards import Shard, open_shard
-from ito_ray.data.tar import IMAGE_EXTENSIONS, TarSample, read_tar, unpack
+from ito_ray.data.tar import TarSample, read_tar, unpack
 
 Needs = Literal["pair", "image", "text"]
 """What makes a row good. `image`: captions are taken where they can be read; `text`: the image is not looked at."""

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+from ito_ray.data.file_kinds import IMAGE_EXTENSIONS
+
 BLOCK = 512
 _CHUNK, _CHUNK_BEYOND = 8 << 20, 256 << 10
 """Bytes asked of the store at a time within the piece and beyond it; a request a header would be thousands of trips."""

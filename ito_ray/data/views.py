@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from ito_ray.config.schema import ViewsConfig
-from ito_ray.data.decode import open_image, orientation, to_rgb, upright_size
+from ito_ray.data.decode import open_image, to_rgb, upright_size
+from ito_ray.data.preprocess import middle_square, orientation
 
 _LOG_RATIO = math.log(3 / 4), math.log(4 / 3)
 _ATTEMPTS = 10
@@ -168,10 +169,4 @@ def eval_view(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
     Equals timm's evaluation transform with crop_pct 1, crop_mode center, bicubic, before its normalisation.
     """
-    width, height = image.size
-    short = min(width, height)
-    if short != size:
-        width, height = int(size * width / short), int(size * height / short)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(middle_square(image, size))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ito_ray.config.schema import ColumnsConfig
+from ito_ray.data.file_kinds import PICTURES
 from ito_ray.data.plan import Piece
-from ito_ray.data.prepare.folders import PICTURES
 from ito_ray.data.prepare.listing import Listed, ListedSource
 from ito_ray.data.rows import Needs, Row, read_patiently
 from ito_ray.data.shards import (

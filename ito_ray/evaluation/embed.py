@@ -1,4 +1,4 @@
-"""Pairs to embeddings, a batch at a time: no more than one batch of decoded images is ever alive.
+"""Pairs to embeddings, a batch at a time: no more than one batch of decoded images is ever alive, and it is bounded.
 
 n images, m captions (m ≥ n), D width.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 Change = Callable[[Image.Image, str], Image.Image]
 """A picture and its sample's key to the changed picture; the key seeds what is drawn."""
 _EXAMPLES = 3
+_MOST_PIXELS = 128_000_000
+"""Held at a time, besides one image more: 512 MB as Pillow has them. A batch of large photos is cut here."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,18 @@ def joined(parts: Iterable[Embeddings]) -> Embeddings:
 
 
 def _batches(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
-    source = iter(pairs)
-    while rows := list(islice(source, size)):
+    rows: list[Pair] = []
+    pixels = 0
+    for pair in pairs:
+        rows.append(pair)
+        pixels += pair.image.width * pair.image.height
+        del pair  # or it would live on while the next one is read
+        if len(rows) == size or pixels >= _MOST_PIXELS:
+            yield rows
+            rows.clear()
+            pixels = 0
+    if rows:
         yield rows
-        rows.clear()  # or this batch would live while the next one is read
 
 
 def _checked(embedding_BD: Embeddings, encoder: Encoder, kind: str, names: Sequence[str]) -> Embeddings:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ito_ray.data.preprocess import middle_square, to_rgb
 from ito_ray.data.tokens import tokenize
 from ito_ray.data.views import eval_view
 from ito_ray.errors import ConfigError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from ito_ray.models.dual_encoder import DualEncoder
 
 Embeddings = NDArray[np.float32]
+MOST_ELONGATED = 100
+"""Long side over short that other people's preprocessing is given."""
 
 
 class Encoder(Protocol):
@@ -105,11 +109,18 @@ class FolderEncoder:
             )
         self.name = name or folder.resolve().name
         self._batch = batch
+        facts = folder / "ito.json"
+        self._size = json.loads(facts.read_text("utf-8"))["image"]["size"] if facts.is_file() else None
         self._model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Embeddings:
-        """Images of any mode to (n, D) float32; stock code takes RGB only, so they are converted."""
-        return self._encode([image.convert("RGB") for image in images])
+        """Images of any mode to (n, D) float32, through our own view where we know the size of it.
+
+        Stock preprocessing leaves such a view as it is; it would resize a line of one pixel to gigabytes.
+        """
+        shown = (to_rgb(image) for image in images)
+        size = self._size
+        return self._encode([middle_square(image, size) if size else shortened(image) for image in shown])
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Texts to (n, D) float32; wrapped in dicts: a bare text that looks like an address is taken for an image."""
@@ -123,6 +134,16 @@ class FolderEncoder:
             show_progress_bar=False,
         )
         return _unit(np.asarray(out, dtype=np.float32))
+
+
+def shortened(image: Image.Image) -> Image.Image:
+    """The middle of an elongated image: most preprocessing resizes the short side first, whatever the long one gets."""
+    most = MOST_ELONGATED * min(image.size)
+    if max(image.size) <= most:
+        return image
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 @contextmanager

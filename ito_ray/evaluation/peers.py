@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from ito_ray.data.preprocess import to_rgb
 from ito_ray.errors import ConfigError
-from ito_ray.evaluation.encoder import Embeddings
+from ito_ray.evaluation.encoder import Embeddings, shortened
 
 SCHEME = "open_clip:"
 LOCAL = "local-dir:"
@@ -58,7 +59,8 @@ class OpenClipEncoder:
         """RGB images to (n, D) float32, through the model's own preprocessing."""
         parts = []
         for start in range(0, len(images), self._batch):
-            pixels = torch.stack([self._preprocess(i.convert("RGB")) for i in images[start : start + self._batch]])
+            chunk = images[start : start + self._batch]
+            pixels = torch.stack([self._preprocess(shortened(to_rgb(image))) for image in chunk])
             parts.append(self._net.encode_image(pixels.to(self._device), normalize=True).float().cpu().numpy())
         return np.concatenate(parts)
 

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 
 from ito_ray.config.schema import ColumnsConfig, Config
 from ito_ray.data.captions import fault_of
+from ito_ray.data.file_kinds import IMAGE_EXTENSIONS, PICTURES
 from ito_ray.data.heldout import PairReader, shard_rows, whole
-from ito_ray.data.prepare.folders import PICTURES, list_pairs
+from ito_ray.data.prepare.folders import list_pairs
 from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
 from ito_ray.data.rows import Row
 from ito_ray.data.shards import list_shards, open_shard
-from ito_ray.data.tar import IMAGE_EXTENSIONS, read_tar
+from ito_ray.data.tar import read_tar
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.classes import read_class_table, read_templates
 

@@ -12,6 +12,7 @@ from PIL import Image
 from ito_ray.data.decode import decode_rgb, open_image, upright_size
 from ito_ray.data.rows import BadSample
 from tests.data.makers import encoded, noise, png
+from tests.data.odd_images import odd_images
 
 LIMIT = 64_000_000
 pytestmark = pytest.mark.filterwarnings("ignore")  # pytest undoes the module's own filters
@@ -86,7 +87,7 @@ def test_animation_gives_its_first_frame() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation(orientation: int, kind: str) -> None:
     image = Image.fromarray(noise(48, 32))
     exif = Image.Exif()
@@ -115,10 +116,61 @@ def test_a_jpeg_comes_at_the_smallest_power_of_two_that_suffices(at_least: int |
     assert abs(np.asarray(found).astype(int) - reference).mean() < 4
 
 
-def test_text_and_nothing_are_no_pictures() -> None:
-    assert _reason(b"<html>404 not found</html>") == "image_unreadable"
-    assert _reason(b"") == "image_unreadable"
-    assert _reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "image_unreadable"
+@pytest.mark.parametrize(("name", "data"), odd_images().items())
+def test_the_header_promises_the_size_that_is_delivered(name: str, data: bytes) -> None:
+    encoded = open_image(data, max_pixels=LIMIT)
+    assert upright_size(encoded) == decode_rgb(data, max_pixels=LIMIT).size
+
+
+_HEIC = b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf"
+NO_IMAGES = {
+    "no bytes at all": b"",
+    "40 zero bytes": bytes(40),
+    "an HTML page": b"\xef\xbb\xbf\r\n<!DOCTYPE html>\n<html><svg/>404</html>",
+    "an HTML page, n": b"<?xml version='1.0'?><!DOCTYPE html PUBLIC '-//W3C//DTD XHTML'><html/>",
+    "an XML document": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    "an SVG drawing": b"<?xml version='1.0'?>\n<!-- by hand -->\n<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "a PDF document": b"%PDF-1.7\n%\xe2\xe3",
+    "a PostScript file": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "a JSON document": b'{"error": "not found"}',
+    "a JSON document,": b'[{"long": "' + b"x" * 9000 + b'"}]',
+    "gzip data": b"\x1f\x8b\x08\0\0\0\0\0",
+    "a zip archive": b"PK\x03\x04\x14\0",
+    "a tar archive": b"name".ljust(257, b"\0") + b"ustar\x0000" + bytes(300),
+    "a HEIC image": _HEIC,
+    "an MP4 video": b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41",
+    "a QuickTime video": b"\0\0\0\x14ftypqt  \0\0\2\0qt  ",
+    "a JPEG XL image": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "a JPEG XL image,": b"\xff\x0a\x7f\x01",
+    "a JPEG 2000 image": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "a Photoshop document": b"8BPS\0\1",
+    "a NumPy array": b"\x93NUMPY\1\0",
+    "a Parquet file": b"PAR1\x15\x04",
+    "an AVI video": b"RIFF\x10\0\0\0AVI LIST",
+    "base64 text of an image": b"/9j/4AAQSkZJRgABAQEASABIAAD/2wBD",
+    "a data: address": b"data:image/png;base64,iVBORw0KGgo=",
+    "an address": b"https://example.org/cat.jpg\n",
+    "text": "kein Bild".encode("utf-16"),
+    "text, no": b"404 page not found\n",
+}
+
+
+@pytest.mark.parametrize(("kind", "data"), NO_IMAGES.items())
+def test_what_is_no_image_is_called_what_it_is(kind: str, data: bytes) -> None:
+    with pytest.raises(BadSample) as caught:
+        decode_rgb(data, max_pixels=LIMIT)
+    assert caught.value.reason == "image_unreadable"
+    assert caught.value.detail.startswith(kind) and caught.value.detail.endswith(", no image that is read")
+
+
+@pytest.mark.parametrize(
+    "data", [bytes(range(1, 200)), b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 "]
+)
+def test_bytes_of_no_known_kind_are_not_blamed_on_a_reader(data: bytes) -> None:
+    with pytest.raises(BadSample) as caught:
+        decode_rgb(data, max_pixels=LIMIT)
+    assert "MPO" not in caught.value.detail and "KeyError" not in caught.value.detail
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -134,7 +186,7 @@ def test_floating_point_pixels_are_refused() -> None:
 
 def test_damaged_bytes_never_raise_anything_else() -> None:
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF"):
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "MPO"):
         data = encoded(Image.fromarray(noise(40, 40)), kind)
         for _ in range(60):
             broken = bytearray(data)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ito_ray.data.heldout import Pair
 from ito_ray.errors import DataError
+from ito_ray.evaluation import embed
 from ito_ray.evaluation.embed import embed_labelled, embed_pairs, join_labelled, join_pairs
 from ito_ray.evaluation.encoder import Embeddings
 from tests.evaluation.shapes import SHAPES, ShapeEncoder, draw
@@ -37,6 +38,16 @@ def test_equals_one_call_for_any_batch(batch: int) -> None:
     assert [found.keys[i] for i in found.owner] == [row.key for row in rows for _ in row.captions]
     assert found.thumbnails == ()
     assert encoder.largest_call == min(batch, 11)
+
+
+def test_large_images_are_encoded_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in pixels: 256 photos of 24 megapixels are 24 GB."""
+    expected = embed_pairs(ShapeEncoder(), pairs(11), 100)
+    side = next(pairs(1)).image.width
+    monkeypatch.setattr(embed, "_MOST_PIXELS", 3 * side * side)
+    encoder = ShapeEncoder()
+    np.testing.assert_array_equal(embed_pairs(encoder, pairs(11), 100).image, expected.image)
+    assert encoder.largest_call == 3
 
 
 def test_only_the_first_captions_count() -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from ito_ray.config.schema import ImageTowerConfig, ModelConfig, TextTowerConfig
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.errors import ConfigError
-from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
+from ito_ray.evaluation.encoder import MOST_ELONGATED, FolderEncoder, TowerEncoder, shortened
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
 from tests.evaluation.shapes import COLOURS, SHAPES, draw
@@ -84,6 +85,29 @@ def test_the_exported_folder_encodes_like_the_model(
     np.testing.assert_allclose(
         exported.encode_images(gray), encoder.encode_images([image.convert("RGB") for image in gray]), atol=1e-5
     )
+
+
+def test_a_line_of_one_pixel_and_odd_modes_are_encoded_as_by_the_model(
+    parts: tuple[DualEncoder, TowerEncoder, Path], tmp_path: Path
+) -> None:
+    model, encoder, tokenizer = parts
+    exported = FolderEncoder(export_sentence_transformer(model, tokenizer, tmp_path / "e"), device="cpu")
+    half = Image.new("RGBA", (40, 30), (200, 0, 0, 0))
+    deep = Image.fromarray(np.full((40, 40), 0x5AFF, np.uint16))
+    seen = [Image.new("RGB", (40, 30), "white"), Image.new("RGB", (40, 40), (0x5A,) * 3)]
+    line = Image.fromarray(np.arange(90_000, dtype=np.uint8).reshape(30_000, 1, 3))
+    np.testing.assert_allclose(
+        exported.encode_images([half, deep, line]), encoder.encode_images([*seen, line]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 300), (300, 3), (301, 3), (5, 90_000), (90_000, 5)])
+def test_others_preprocessing_gets_the_middle_of_a_line(shape: tuple[int, int]) -> None:
+    image = Image.new("RGB", shape)
+    image.putpixel((shape[0] // 2, shape[1] // 2), (255, 0, 0))
+    short = shortened(image)
+    assert short.size == tuple(min(side, MOST_ELONGATED * min(shape)) for side in shape)
+    assert short.getpixel((short.width // 2, short.height // 2)) == (255, 0, 0)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ito_ray.data.file_kinds import PICTURES
 from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SCALARS = str | int | float | bool
 
 

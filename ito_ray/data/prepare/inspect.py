@@ -37,8 +37,8 @@ SCHEMA = pa.schema(
 """One row an input. `key`: as it will be written, for a bad input as it came; `digest`: SHA-256 of the picture's bytes;
 `look`: from `look_of`, null unless asked for; `captions` it has, `fitting` of them are kept; `notes`: as in
 `rows.Row`. Where `reason` is set, `digest`, `look` and `fitting` are null or 0."""
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_LOSSY = ("JPEG", "MPO", "WEBP")
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif"}
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 
 
 @dataclass(frozen=True)
