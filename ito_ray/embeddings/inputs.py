@@ -12,6 +12,7 @@ from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.file_kinds import PICTURES
 from ito_ray.data.plan import Piece
 from ito_ray.data.prepare.listing import Listed, ListedSource
+from ito_ray.data.prepare.web import FetchPolicy
 from ito_ray.data.rows import Needs, Row, read_patiently
 from ito_ray.data.shards import (
     SUFFIXES,
@@ -26,6 +27,8 @@ from ito_ray.data.shards import (
 from ito_ray.errors import DataError
 
 FIELD = "--data"
+_AS_GIVEN = FetchPolicy(schemes=None)
+"""Addresses come from the command line, not from a file of somebody's."""
 ROWS_PER_UNIT = 2048
 BYTES_PER_UNIT = 256 << 20
 """A unit is held in memory while it is worked on."""
@@ -58,17 +61,12 @@ class Inputs:
         """Rows of a unit in their order, bad ones with their reason; a shard whose store fails gives bad rows too.
 
         Raises:
-            DataError: the store of a picture file fails; one that is not there is a bad row.
+            UnreadableError: the store of a picture file fails; one that is not there is a bad row.
         """
         if unit < len(self.pieces):
             return read_patiently(self.pieces[unit], self.columns, self.needs)
         assert self.listing is not None
-        try:
-            return [row for _, row in self.listing.read(unit - len(self.pieces), needs=self.needs)]
-        except OSError as error:
-            raise DataError(
-                f"A picture cannot be read: {error}. When the store is well, run the same command."
-            ) from error
+        return [row for _, row in self.listing.read(unit - len(self.pieces), needs=self.needs)]
 
 
 def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, work: Path) -> Inputs:
@@ -105,7 +103,7 @@ def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, w
         ]
     listing = None
     if listed:
-        listing = ListedSource.write(listed.values(), work / "listing.parquet", {}, "\n".join(stamps))
+        listing = ListedSource.write(listed.values(), work / "listing.parquet", {}, "\n".join(stamps), _AS_GIVEN)
     found_shards = list_shards(shards, field=FIELD) if shards or not listing else ()
     pieces = _cut(found_shards)
     named = [[public_url(shard.url), shard.size] for shard in found_shards]  # keys in an address may change

@@ -20,8 +20,9 @@ from ito_ray.data.captions import fault_of
 from ito_ray.data.file_kinds import IMAGE_EXTENSIONS, PICTURES
 from ito_ray.data.heldout import PairReader, shard_rows, whole
 from ito_ray.data.prepare.folders import list_pairs
-from ito_ray.data.prepare.listing import Listed, load
+from ito_ray.data.prepare.listing import Listed, load_all
 from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
+from ito_ray.data.prepare.web import DEFAULT_POLICY
 from ito_ray.data.rows import Row
 from ito_ray.data.shards import list_shards, open_shard
 from ito_ray.data.tar import read_tar
@@ -75,7 +76,7 @@ class FileSource:
 
     def rows(self, piece: int) -> Iterator[Row]:
         part = self.listed[piece * LISTED_PER_PIECE : (piece + 1) * LISTED_PER_PIECE]
-        return (row for one in part for row in whole(map(load, (one,)), one.image, self.field))
+        return whole(load_all(part, "pair", DEFAULT_POLICY), "one of its files", self.field)
 
 
 @dataclass(frozen=True)

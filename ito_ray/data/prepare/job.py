@@ -27,7 +27,7 @@ from ito_ray.data.prepare.plan import account, place
 from ito_ray.data.prepare.source import Source, safe_key
 from ito_ray.data.rows import Row
 from ito_ray.data.write import PARTIAL, Sample, write_shard
-from ito_ray.errors import DataError, ItoError
+from ito_ray.errors import DataError, ItoError, UnreadableError
 
 MANIFEST, DROPPED, WORK = "manifest.json", "dropped.parquet", ".prepare"
 VERSION = 1
@@ -161,6 +161,11 @@ class Job:
 
     def _sample(self, row: Row, planned: dict[str, Any]) -> Sample:
         image, key = row.image, safe_key(row.key)
+        if row.bad is not None:
+            raise UnreadableError(
+                f"{row.url} ({row.key}) could be read when it was inspected, and now not any more ({row.bad}: "
+                f"{row.detail}): run the same command again, it goes on where it stopped."
+            )
         if image is None or key != planned["key"] or hashlib.sha256(image).digest() != planned["digest"]:
             raise _changed(f"{row.url} ({row.key})")
         image, extension = fit(image, self.options.picture)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ito_ray.data.captions import fault_of, is_unicode
+from ito_ray.data.prepare.fetch import fetch, is_remote
+from ito_ray.data.prepare.web import DEFAULT_POLICY, FetchPolicy
 from ito_ray.data.rows import BadSample, Needs, Row, Texts, one_sample, usable_captions
-from ito_ray.data.shards import open_fs, public_url
+from ito_ray.data.shards import public_url
+from ito_ray.errors import UnreadableError
 
 ROWS_PER_PIECE = 512
+_AT_ONCE = 16
+"""Files fetched at a time by one task."""
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -55,6 +62,7 @@ class ListedSource:
     pieces: int
     fingerprint: str
     notes: Mapping[str, int]
+    policy: FetchPolicy = DEFAULT_POLICY
 
     @property
     def scattered(self) -> bool:
@@ -62,7 +70,13 @@ class ListedSource:
         return True
 
     @staticmethod
-    def write(rows: Iterable[Listed], path: Path, notes: Mapping[str, int], salt: str = "") -> ListedSource:
+    def write(
+        rows: Iterable[Listed],
+        path: Path,
+        notes: Mapping[str, int],
+        salt: str = "",
+        policy: FetchPolicy = DEFAULT_POLICY,
+    ) -> ListedSource:
         """Keep the listing at `path`. `salt` is what else tells the inputs apart."""
         digest = hashlib.sha256(salt.encode())
         pieces = 0
@@ -80,17 +94,27 @@ class ListedSource:
                 writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=ROWS_PER_PIECE)
                 pieces += 1
         partial.replace(path)
-        return ListedSource(str(path), pieces, digest.hexdigest(), dict(notes))
+        return ListedSource(str(path), pieces, digest.hexdigest(), dict(notes), policy)
 
     def read(
         self, piece: int, places: Collection[int] | None = None, needs: Needs = "pair"
     ) -> Iterator[tuple[int, Row]]:
-        """Rows of one row group, each picture and caption file opened in turn."""
+        """Rows of one row group, each picture and caption file opened in turn.
+
+        Raises:
+            UnreadableError: the disk or store fails; what is done stays, and the same command goes on.
+        """
         table = self._file.read_row_group(piece)
         chosen = range(table.num_rows) if places is None else sorted(places)
-        for place, values in zip(chosen, table.take(list(chosen)).to_pylist(), strict=True):
-            meta = json.loads(values.pop("meta"))
-            yield place, load(Listed(meta=meta, **values), needs)
+        entries = table.take(list(chosen)).to_pylist()
+        listed = (Listed(meta=json.loads(values.pop("meta")), **values) for values in entries)
+        try:
+            yield from zip(chosen, load_all(listed, needs, self.policy), strict=True)
+        except OSError as error:
+            raise UnreadableError(
+                f"{str(error)[:300]}. Run the same command again when the disk or store answers: it goes on where it "
+                "stopped."
+            ) from error
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
@@ -100,18 +124,34 @@ class ListedSource:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
 
-def load(listed: Listed, needs: Needs = "pair") -> Row:
+def load_all(rows: Iterable[Listed], needs: Needs, policy: FetchPolicy) -> Iterator[Row]:
+    """`load` of each in order; of those that are not on this machine several at a time."""
+    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+    ahead: deque[Callable[[], Row]] = deque()
+    try:
+        for listed in rows:
+            one = partial(load, listed, needs, policy)
+            ahead.append(pool.submit(one).result if is_remote(listed.image or listed.text) else one)
+            if len(ahead) >= _AT_ONCE:
+                yield ahead.popleft()()
+        while ahead:
+            yield ahead.popleft()()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def load(listed: Listed, needs: Needs = "pair", policy: FetchPolicy = DEFAULT_POLICY) -> Row:
     """The input with its bytes and its cleaned captions, or with the reason why not.
 
     Raises:
-        OSError: the disk or store fails; a file that is not there, or is closed to us, is a reason.
+        OSError: the disk or store fails; whatever concerns this file alone is a reason.
     """
     try:
         if listed.bad is not None:
             raise BadSample(listed.bad, listed.detail)
         with one_sample():
-            texts = _captions(listed, needs)
-            image = None if needs == "text" else _bytes(listed.image)
+            texts = _captions(listed, needs, policy)
+            image = None if needs == "text" else fetch(listed.image, policy)
         if image == b"":
             raise BadSample("missing_image", "the file is empty")
     except BadSample as error:
@@ -120,23 +160,13 @@ def load(listed: Listed, needs: Needs = "pair") -> Row:
     return Row(listed.key, image, texts.captions, dict(listed.meta), url=listed.image or listed.text, notes=notes)
 
 
-def _captions(listed: Listed, needs: Needs) -> Texts:
+def _captions(listed: Listed, needs: Needs, policy: FetchPolicy) -> Texts:
     try:
-        return usable_captions([*listed.captions, *([_bytes(listed.text)] if listed.text else [])])
+        return usable_captions([*listed.captions, *([fetch(listed.text, policy)] if listed.text else [])])
     except BadSample:
         if needs == "image":
             return Texts(())
         raise
-
-
-def _bytes(url: str) -> bytes:
-    try:
-        fs, path = open_fs(url)
-        return bytes(fs.cat_file(path))
-    except FileNotFoundError as error:
-        raise BadSample("missing_file", f"no file {url}") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
-        raise BadSample("file_not_readable", f"{url}: {error}"[:200]) from error
 
 
 def _encodable(row: Listed) -> Listed:

@@ -22,6 +22,7 @@ from ito_ray.data.prepare.plan import Dedup, Rules
 from ito_ray.data.prepare.source import Source
 from ito_ray.data.prepare.stored import HuggingFaceSource, Keys, ShardSource
 from ito_ray.data.prepare.tables import Columns, list_table
+from ito_ray.data.prepare.web import DEFAULT_POLICY, SCHEMES, FetchPolicy
 from ito_ray.data.write import ShardFormat
 from ito_ray.errors import ConfigError, DataError
 
@@ -142,13 +143,30 @@ class Table(Output):
     """Of a table's text, e.g. cp1252; default: UTF-8, or UTF-16 where the bytes say so."""
     names: tuple[str, ...] = ()
     """Names of the columns in order, for a table without a header."""
+    schemes: tuple[str, ...] = SCHEMES
+    """What addresses in the table may begin with, beside plain paths: its author may be a stranger."""
+    max_file_bytes: int = DEFAULT_POLICY.max_bytes
+    """Larger files are dropped without being read to their end."""
+    download_seconds: float = DEFAULT_POLICY.seconds
+    """For one download from a web server, tried three times."""
+    per_host: int = DEFAULT_POLICY.per_host
+    """Downloads at a time from one web server, for each of the tasks that run at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = min(self.max_file_bytes, self.download_seconds, self.per_host)
+        if not least > 0:
+            raise ConfigError(
+                f"--max-file-bytes, --download-seconds and --per-host must be above 0: the least of them is {least}."
+            )
 
     def open(self, work: Path) -> Source:
         """See `Output.open`."""
         columns = Columns(self.image_column, self.caption_columns, self.key_column)
         dialect = Dialect(self.separator, self.quoting, self.encoding, self.names)
         rows, notes = list_table(self.table, self.images, columns, dialect)
-        return ListedSource.write(rows, work / "listing.parquet", notes)
+        policy = FetchPolicy(self.schemes, self.max_file_bytes, self.download_seconds, self.per_host)
+        return ListedSource.write(rows, work / "listing.parquet", notes, policy=policy)
 
 
 @dataclass(frozen=True, kw_only=True)

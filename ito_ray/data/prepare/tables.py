@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ito_ray.data.prepare.delimited import Dialect, open_delimited
+from ito_ray.data.prepare.fetch import ADDRESS
 from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.table_text import TableText
+from ito_ray.data.rows import listed
 from ito_ray.errors import DataError
 
 IMAGE_COLUMNS = (
@@ -33,7 +35,6 @@ _SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|", ".txt": "\t"
 _JSON = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*_SEPARATED, *_JSON, ".parquet")
 _PACKED = (".gz", ".bz2", ".zst", ".xz", ".lz4")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NUMBERED = re.compile(r"(.+\.(?:jpe?g|png))#\d+$", re.IGNORECASE)
 """Flickr's name of a picture with the number of the caption."""
 
@@ -230,7 +231,7 @@ def _no_image(column: str, value: Any) -> str:
 
 def _key(image: str) -> str:
     """A path without its ending, an address as it is: what follows a dot in its query tells pictures apart."""
-    return image if _URL.match(image) else str(PurePosixPath(os.path.splitext(image)[0]))  # noqa: PTH122 (any text)
+    return image if ADDRESS.match(image) else str(PurePosixPath(os.path.splitext(image)[0]))  # noqa: PTH122 (any text)
 
 
 def _plain_name(root: str, image: str) -> str:
@@ -242,12 +243,13 @@ def _plain_name(root: str, image: str) -> str:
 
 
 def _address(root: str, image: str) -> str:
-    return image if _URL.match(image) or image.startswith("/") else f"{root.rstrip('/')}/{image}"
+    return image if ADDRESS.match(image) or image.startswith("/") else f"{root.rstrip('/')}/{image}"
 
 
-def _texts(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else _list_in(value) if isinstance(value, str) else [value]
-    return [text for text in values if isinstance(text, str) and text.strip()]
+def _texts(value: Any) -> list[Any]:
+    """What may be captions; a number is none, and is left for the gate of all captions to say so."""
+    values = _list_in(value) if isinstance(value, str) else listed(value)
+    return [one for one in values if not (_is_empty(one) or (isinstance(one, str) and not one.strip()))]
 
 
 def _list_in(cell: str) -> list[str]:

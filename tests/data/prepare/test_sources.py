@@ -17,7 +17,7 @@ import pytest
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.prepare import stored
 from ito_ray.data.prepare.folders import list_coco, list_pairs
-from ito_ray.data.prepare.listing import Listed, ListedSource, load
+from ito_ray.data.prepare.listing import ListedSource, load
 from ito_ray.data.prepare.source import plain_meta, safe_key
 from ito_ray.data.prepare.stored import HuggingFaceSource, ShardSource
 from ito_ray.data.prepare.tables import Columns, list_table
@@ -254,18 +254,6 @@ def test_keys_that_begin_anew_in_every_shard_can_be_told_apart(tmp_path: Path) -
 
     assert keys("own") == ["0", "0", "0", "y/c/row 0", "y/d/row 0"]
     assert keys("shard") == ["x/a/0", "y/a/0", "y/b/0", "y/c/row 0", "y/d/row 0"]
-
-
-def test_a_missing_or_closed_file_is_a_reason_a_failing_disk_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(error: OSError) -> Any:
-        raise error
-
-    for error, reason in ((FileNotFoundError(2, "x"), "missing_file"), (PermissionError(13, "x"), "file_not_readable")):
-        monkeypatch.setattr("ito_ray.data.prepare.listing.open_fs", lambda url, error=error: fail(error))
-        assert load(Listed("a", "/a.png", ["x"])).bad == reason
-    monkeypatch.setattr("ito_ray.data.prepare.listing.open_fs", lambda url: fail(OSError(5, "Input/output error")))
-    with pytest.raises(OSError, match="Input/output"):
-        load(Listed("a", "/a.png", ["x"]))
 
 
 @pytest.mark.parametrize("key", ["a/b.c", "ü" * 200, "", "a\nb", "x" * 80, "plain-key_1%2E"])
