@@ -1,23 +1,17 @@
-"""Captions: what can be one, cleaning, drawing, templates.
+"""Captions: what can be one, drawing, templates.
 
-Every text from every source passes `fault_of` before it is cleaned: what a tokenizer, a file or a page cannot take is
-found here. What a tokenizer normalises itself (case, accents) is left to it.
+Every text from every source passes `fault_of` before `preprocess.clean_text` cleans it: what a tokenizer, a file or a
+page cannot take is found here. What a tokenizer normalises itself (case, accents) is left to it.
 """
 
 from __future__ import annotations
 
-import html
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 MOST_CHARACTERS = 32_768
 """A longer text is no caption: some page, or a file in its place. Tokenizing 20 MB takes half a minute."""
-_CONTROLS = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace()}
-_INVISIBLE = dict.fromkeys([*map(ord, "\u00ad\u200b\u2060\ufeff"), *_CONTROLS])
-"""Soft hyphen, zero-width space, word joiner, byte order mark, NUL and other control characters that are no white
-space. Joiners that scripts and emoji need stay."""
 
 
 def fault_of(value: object) -> tuple[str, str] | None:
@@ -48,21 +42,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def clean(text: str) -> str:
-    """Entities resolved (also doubly escaped ones, common on the web), NFKC, runs of white space as one space.
-
-    NFKC, so that ligatures, full-width letters and styled letters are the words that they show. Characters that show
-    nothing go.
-    """
-    if "&" in text:
-        text = html.unescape(html.unescape(text))
-    if not text.isprintable():
-        text = text.translate(_INVISIBLE)
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.split())
 
 
 def draw(captions: Sequence[str], count: int, rng: np.random.Generator, weights: Sequence[float] = ()) -> list[str]:

@@ -1,9 +1,11 @@
-"""From the bytes of an image file to the square of RGB pixels that a model sees.
+"""From the bytes of an image file to the square of RGB pixels that a model sees, and from a caption to its clean text.
 
 Training, evaluation and the served model run this code, and every exported folder shows it. It needs Pillow and numpy.
 """
 
+import html
 import io
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -23,6 +25,11 @@ _ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAY_ORIENT = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+INVISIBLE = {0xAD: None, 0x200B: None, 0x2060: None, 0xFEFF: None} | {
+    code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace()
+}
+"""Soft hyphen, zero-width space, word joiner, byte order mark, NUL and other control characters that are no white
+space. Joiners that scripts and emoji need stay."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT = 1 << 20
 _ELONGATED = 32
@@ -36,6 +43,21 @@ def read_image(source: str | Path | bytes, size: int | None = None) -> Image.Ima
     """
     image = to_rgb(open_image(source if isinstance(source, bytes) else Path(source).read_bytes()))
     return image if size is None else middle_square(image, size)
+
+
+def clean_text(text: str) -> str:
+    """Entities resolved (also doubly escaped ones, common on the web), NFKC, runs of white space as one space.
+
+    NFKC, so that ligatures, full-width letters and styled letters are the words that they show. Characters that show
+    nothing go.
+    """
+    if "&" in text:
+        text = html.unescape(html.unescape(text))
+    if not text.isprintable():
+        text = text.translate(INVISIBLE)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.split())
 
 
 class TooManyPixels(ValueError):

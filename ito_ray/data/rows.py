@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ito_ray.config.schema import ColumnsConfig
-from ito_ray.data.captions import clean, fault_of
+from ito_ray.data.captions import fault_of
 from ito_ray.data.file_kinds import IMAGE_EXTENSIONS
 from ito_ray.data.parquet import ParquetRow, read_parquet
 from ito_ray.data.plan import Piece
+from ito_ray.data.preprocess import clean_text
 from ito_ray.data.shards import Shard, open_shard
 from ito_ray.data.tar import TarSample, read_tar, unpack
 
@@ -269,7 +270,7 @@ def _captions(groups: Groups, *, not_text: str) -> Texts:
             for value, fault in zip(found, wrong, strict=True)
             if not fault
         )
-        said = dict.fromkeys(text for text in map(clean, texts) if text)
+        said = dict.fromkeys(text for text in map(clean_text, texts) if text)
         for text in said:
             weights[text] = weights.get(text, 0.0) + chance / len(said)
     if not weights and faults:

@@ -1,6 +1,8 @@
 """Tokenizers: trained on the captions, CLIP's own, or any from a folder; and token ids in batches.
 
-A tokenizer is a Hugging Face one with a Rust backend, so that what training used is saved with the exported model.
+A tokenizer is a Hugging Face one with a Rust backend, so that what training used is saved with the exported model. To
+each of them a caption is data, whoever calls it: the name of a special token in it is text like any other, and what
+`preprocess.clean_text` does to letters and white space is done by the tokenizer too. Entities are left to `clean_text`.
 T tokens, n texts.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ito_ray.data.preprocess import INVISIBLE
 from ito_ray.errors import ConfigError
 
 _WORDPIECE_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -25,6 +28,8 @@ _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 _LONGEST_TOKEN = 101
 """Characters that a token stands for at most, with the space before it: BERT gives up on words of more than 100."""
 _CLIP_MERGES = 49_152 - 256 - 2
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "model_input_names", "extra_special_tokens")
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -43,8 +48,6 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int, context: int) -> P
     Raises:
         ConfigError: when there are no captions.
     """
-    from transformers import PreTrainedTokenizerFast  # seconds to import, and not every user of this module needs it
-
     texts = [text for text in captions if text.strip()]
     if not texts:
         raise ConfigError("There are no captions to train a tokenizer on: check data.train.")
@@ -58,7 +61,7 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int, context: int) -> P
     tokenizer = _wordpiece(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=context, **_WORDPIECE_SPECIAL)
+    return _for_captions(tokenizer, model_max_length=context, **_WORDPIECE_SPECIAL)
 
 
 def _wordpiece(model: models.WordPiece) -> Tokenizer:
@@ -84,8 +87,6 @@ def clip_tokenizer(context: int) -> PreTrainedTokenizerFast:
     Raises:
         ConfigError: when open_clip, which ships the vocabulary, is not installed.
     """
-    from transformers import PreTrainedTokenizerFast
-
     try:
         import open_clip
     except ImportError as error:
@@ -114,14 +115,49 @@ def clip_tokenizer(context: int) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_CLIP_START} $A {_CLIP_END}", special_tokens=ends
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return _for_captions(
+        tokenizer,
         model_max_length=context,
         bos_token=_CLIP_START,
         eos_token=_CLIP_END,
         unk_token=_CLIP_END,
         pad_token=_CLIP_END,
     )
+
+
+def adopt_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """Somebody's tokenizer, made one for captions. Raises ConfigError like `load_tokenizer`."""
+    tokenizer = load_tokenizer(folder)
+    given = {name: getattr(tokenizer, name) for name in (*_NAMES, *_SETTINGS)}
+    return _for_captions(tokenizer.backend_tokenizer, **{name: value for name, value in given.items() if value})
+
+
+def _for_captions(backend: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of the general class: those of a model's own class build parts of their backend anew on loading."""
+    from transformers import PreTrainedTokenizerFast  # seconds to import, and not every user of this module needs it
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **settings)
+    backend = tokenizer.backend_tokenizer
+    steps = [
+        normalizers.Replace(Regex(f"[{''.join(map(_escaped, INVISIBLE))}]"), ""),
+        normalizers.NFKC(),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    # Some vocabularies hold the special tokens as words, which are found without their being special.
+    for name in tokenizer.all_special_tokens:
+        if (
+            name != tokenizer.unk_token
+            and backend.token_to_id(name) in backend.encode(name, add_special_tokens=False).ids
+        ):
+            steps.append(normalizers.Replace(name, f"{name[0]} {name[1:]}"))
+    own = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([*steps, *own])
+    return tokenizer
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{{{code:x}}}"
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -133,7 +169,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, split_special_tokens=True
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{str(folder)!r} holds no tokenizer that can be read ({str(error).splitlines()[0]}): give a folder "
@@ -162,6 +200,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: 
         return Tokens(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
     # The Rust tokenizer itself: the wrapper's call costs several times the tokenizing.
     backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
     backend.no_padding()
     backend.enable_truncation(context, direction=tokenizer.truncation_side)
     most = context * _LONGEST_TOKEN

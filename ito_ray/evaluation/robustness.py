@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ito_ray.data.captions import clean
+from ito_ray.data.preprocess import clean_text
 from ito_ray.evaluation.embed import Change
 
 MOST = 2000
@@ -99,7 +99,7 @@ def typos(text: str, rate: float) -> str:
                 out += [letters.pop(0), letter]
             case _:
                 out.append(_beside(letter, rng.random()))
-    return clean("".join(out)) or text
+    return clean_text("".join(out)) or text
 
 
 def levels(hits: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ito_ray.data.captions import clean
+from ito_ray.data.preprocess import clean_text
 from ito_ray.errors import DataError
 from ito_ray.evaluation.encoder import Embeddings, Encoder
 from ito_ray.evaluation.similarity import chunks, on_grid, require_unit
@@ -72,7 +72,7 @@ def class_embeddings(
     step = max(1, batch // len(templates))
     parts = []
     for rows in chunks(len(names), step):
-        prompts = [clean(template.replace("{}", name)) for name in names[rows] for template in templates]
+        prompts = [clean_text(template.replace("{}", name)) for name in names[rows] for template in templates]
         text_XD = encoder.encode_texts(prompts)  # X = K · P, class by class
         mean_KD = text_XD.reshape(len(text_XD) // len(templates), len(templates), -1).mean(axis=1)
         norm_K1 = np.linalg.norm(mean_KD, axis=1, keepdims=True)

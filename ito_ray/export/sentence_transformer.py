@@ -135,7 +135,9 @@ def _assemble(model: DualEncoder, tokenizer_dir: Path, scratch: Path) -> Sentenc
 
 
 def _write_text(text: TextTower, tokenizer_dir: Path, folder: Path) -> Path:
-    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir), local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(tokenizer_dir), local_files_only=True, trust_remote_code=False, split_special_tokens=True
+    )
     if not tokenizer.is_fast:
         raise ExportError(
             f"The tokenizer in {tokenizer_dir} is a {type(tokenizer).__name__}, which is not a fast tokenizer: save "

@@ -16,7 +16,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.plan import ShardPlan, make_plan
 from ito_ray.data.rows import read_patiently
 from ito_ray.data.shards import Shard, list_shards
-from ito_ray.data.tokens import clip_tokenizer, load_tokenizer, train_wordpiece
+from ito_ray.data.tokens import adopt_tokenizer, clip_tokenizer, load_tokenizer, train_wordpiece
 from ito_ray.errors import ClusterError, ConfigError, DataError
 from ito_ray.evaluation.sources import open_labelled, open_pairs
 from ito_ray.models.pretrained import pretrained_folder
@@ -196,7 +196,7 @@ def prepare_tokenizer(cfg: Config, plan: ShardPlan, folder: Path) -> Any:
         tokenizer = clip_tokenizer(text.context)
     else:
         try:
-            tokenizer = load_tokenizer(pretrained_folder(text.source))
+            tokenizer = adopt_tokenizer(pretrained_folder(text.source))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"model.text.source={text.source} has no tokenizer that can be loaded: {error}"

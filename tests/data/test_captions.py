@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from ito_ray.data.captions import MOST_CHARACTERS, clean, draw, fault_of, fill
+from ito_ray.data.captions import MOST_CHARACTERS, draw, fault_of, fill
+from ito_ray.data.preprocess import clean_text
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from ito_ray.data.captions import MOST_CHARACTERS, clean, draw, fault_of, fill
     ],
 )
 def test_clean(dirty: str, cleaned: str) -> None:
-    assert clean(dirty) == cleaned
+    assert clean_text(dirty) == cleaned
 
 
 @pytest.mark.parametrize(
