@@ -65,6 +65,22 @@ def count_rows(file: BinaryIO) -> int:
         return 0
 
 
+def holds_bytes(file: Any) -> bool:
+    """Whether a column could hold pictures: bytes, or a structure with bytes in it. True for a damaged file."""
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        _raise_if_io(error)
+        return True
+    return any(_has_bytes(column.type) for column in schema)
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_has_bytes(kind.field(index).type) for index in range(kind.num_fields))
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
 def read_parquet(file: BinaryIO, part: int, parts: int, columns: ColumnsConfig) -> Iterator[ParquetRow]:
     """Rows of piece `part` of `parts`, in the file's order.
 

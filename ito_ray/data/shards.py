@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,9 +22,11 @@ from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from ito_ray.data import parquet, tar
+from ito_ray.data.walk import PassedOver, is_folder, literal_part, local_path, match_local, walk
 from ito_ray.errors import DataError
 
 GZIPPED = (".tar.gz", ".tgz")
@@ -101,6 +105,16 @@ def _failing_as_oserror() -> Iterator[None]:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of a listing."""
+
+    url: str
+    size: int
+    stamp: str = ""
+    """Changes with the content."""
+
+
 @contextmanager
 def open_shard(url: str) -> Iterator[BinaryIO]:
     """The shard's bytes, seekable. A disk or store that fails raises OSError with an errno, now or on reading."""
@@ -114,8 +128,9 @@ def open_shard(url: str) -> Iterator[BinaryIO]:
 def list_shards(patterns: Sequence[str], *, field: str) -> tuple[Shard, ...]:
     """All shards that `patterns` name, sorted by address, each once.
 
-    A folder or glob takes its `.tar` and `.parquet` files (recursively, hidden ones left out) and passes over others;
-    a file named outright must be one of the two.
+    A path that is there as it is written is no pattern, whatever signs its name has. A folder or glob takes its `.tar`
+    and `.parquet` files (recursively, hidden and foreign ones left out) and passes over others; a file named outright
+    must be one of the two.
 
     Raises:
         DataError: naming `field`, when a pattern matches nothing, a folder has no shard, a file is of another kind or
@@ -165,23 +180,42 @@ def rows_in(shard: Shard, sample_bytes: float | None) -> float:
         return float(parquet.count_rows(file))
 
 
-def list_files(url: str, *, field: str) -> list[tuple[str, int, str]] | None:
-    """(address, bytes, a stamp that changes with the content) of each visible file below a folder, sorted by address.
+def list_files(url: str, *, field: str) -> list[Found] | None:
+    """Each visible file below a folder, sorted by address; None when `url` is no folder.
 
-    None when `url` is no folder. Raises DataError, naming `field`, when it cannot be listed.
+    Raises:
+        DataError: naming `field`, when it cannot be listed.
     """
-    try:
+    with _listing(url, field):
+        path = local_path(url)
+        if path is not None:
+            return _below(path) if is_folder(path) else None
         fs, path, to_url = _locate(url)
-        if has_magic(path) or not fs.isdir(path):
+        if not fs.isdir(path):
             return None
-        files = _files(fs, fs.info(path))
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"{field}: {url!r} cannot be listed: {error}. Check address and credentials.") from error
-    stamps = [str(next((file[name] for name in _STAMPS if file.get(name)), "")) for file in files]
-    found = [
-        (to_url(file["name"]), int(file.get("size") or 0), stamp) for file, stamp in zip(files, stamps, strict=True)
-    ]
-    return sorted(found)
+        passed = PassedOver()
+        files = _remote_files(fs, fs.info(path), to_url, passed)
+        passed.report(public_url(url))
+        return sorted(files, key=lambda file: file.url)
+
+
+def shards_among(files: Sequence[Found], passed: PassedOver) -> list[Shard]:
+    """The shards of a listing.
+
+    A Parquet file without pictures beside a tar or a folder of the same name is none: img2dataset writes such ones.
+    """
+    shards = [Shard(file.url, file.size) for file in files if _plain(file.url).endswith(SUFFIXES)]
+    stems = {_stem(shard.url) for shard in shards if shard.is_tar}
+    folders = {file.url.rpartition("/")[0] for file in files}
+    doubtful = [shard for shard in shards if not shard.is_tar and _stem(shard.url) in stems | folders]
+    if not doubtful:
+        return shards
+    with ThreadPoolExecutor(min(_LISTING_THREADS, len(doubtful))) as pool:
+        lacking = {one for one, holds in zip(doubtful, pool.map(_holds_pictures, doubtful), strict=True) if not holds}
+    for shard in doubtful:
+        if shard in lacking:
+            passed.add("Parquet files of metadata", public_url(shard.url).rpartition("/")[2])
+    return [shard for shard in shards if shard not in lacking]
 
 
 def public_url(url: str) -> str:
@@ -194,50 +228,109 @@ def public_url(url: str) -> str:
 
 
 def expand_braces(pattern: str, field: str) -> list[str]:
-    """All addresses that a brace pattern stands for. Raises DataError, naming `field`, for unbalanced braces."""
+    """All addresses that a brace pattern stands for; the part of a path that is there as it is written is no pattern.
+
+    Raises:
+        DataError: naming `field`, for unbalanced braces.
+    """
+    path = local_path(pattern)
+    start = literal_part(path) if path is not None else ""
+    rest = (pattern if path is None else path).removeprefix(start)
+    if "{" not in rest:  # else backslashes would go
+        return [pattern]
     try:
-        return list(braceexpand(pattern))
+        return [start + one for one in braceexpand(rest)]
     except ValueError as error:
         raise DataError(f"{field}: {pattern!r} has unbalanced braces: write e.g. data/{{000..009}}.tar.") from error
 
 
-def _expand(url: str, *, field: str) -> list[Shard]:
-    """The shards of one address without braces."""
+@contextmanager
+def _listing(url: str, field: str) -> Iterator[None]:
     try:
-        fs, path, to_url = _locate(url)
-        pattern = has_magic(path)
-        entries = list(fs.glob(path, detail=True).values()) if pattern else [fs.info(path)]
-    except FileNotFoundError:
-        entries, pattern = [], True
+        yield
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{field}: {url!r} cannot be listed: {error}. Check address and credentials.") from error
-    if not entries:
-        raise DataError(
-            f"{field}: nothing matches {url!r}: give existing .tar or .parquet files, a folder of them, or a pattern."
-        )
-    if not pattern and entries[0]["type"] != "directory":
-        _check_kind(url, field)
-        return [_shard(entries[0], to_url)]
-    files = [file for entry in entries for file in _files(fs, entry)]
-    shards = [_shard(file, to_url) for file in files if _plain(file["name"]).endswith(SUFFIXES)]
+
+
+def _expand(url: str, *, field: str) -> list[Shard]:
+    """The shards of one address without braces."""
+    passed = PassedOver()
+    with _listing(url, field):
+        files, outright = _find(url, passed)
+        if files is None:
+            raise DataError(
+                f"{field}: nothing matches {url!r}: give existing .tar or .parquet files, a folder of them, or a "
+                "pattern."
+            )
+        if outright:
+            _check_kind(files[0].url, field)
+            return [Shard(files[0].url, files[0].size)]
+        shards = shards_among(files, passed)
+    passed.report(public_url(url))
     if not shards:
-        compressed = [file["name"] for file in files if _plain(file["name"]).endswith(COMPRESSED)]
+        compressed = [file.url for file in files if _plain(file.url).endswith(COMPRESSED)]
         hint = f"{compressed[0]!r} is compressed, unpack it first." if compressed else "expected .tar or .parquet."
         raise DataError(f"{field}: {url!r} holds {len(files)} files and no shard among them: {hint}")
     return shards
 
 
-def _files(fs: AbstractFileSystem, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The visible files of a listing's entry, all below it when it is a folder."""
+def _find(url: str, passed: PassedOver) -> tuple[list[Found] | None, bool]:
+    """Files of one address without braces, None when nothing is there; and whether it names one file."""
+    path = local_path(url)
+    if path is not None:
+        matches = match_local(path, passed)
+        if matches == [path] and not is_folder(path):
+            return [_found(path)], True
+        below = [_below(one, passed) if is_folder(one) else [_found(one)] for one in matches]
+        return (list(itertools.chain(*below)) if matches else None), False
+    fs, path, to_url = _locate(url)
+    try:
+        entries, pattern = [fs.info(path)], False
+    except FileNotFoundError:
+        entries, pattern = list(fs.glob(path, detail=True).values()) if has_magic(path) else [], True
+    if not pattern and entries[0]["type"] != "directory":
+        return [_entry(entries[0], to_url)], True
+    below = [_remote_files(fs, entry, to_url, passed) for entry in entries]
+    return (list(itertools.chain(*below)) if entries else None), False
+
+
+def _below(folder: str, passed: PassedOver | None = None) -> list[Found]:
+    """Visible files of a local folder, sorted by address; what is passed over is said, or noted in `passed`."""
+    noted = passed if passed is not None else PassedOver()
+    files = sorted((_found(entry.path) for entry in walk(folder, noted)), key=lambda file: file.url)
+    if passed is None:
+        noted.report(folder)
+    return files
+
+
+def _found(path: str) -> Found:
+    """A link that leads nowhere has no size: reading it tells why."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return Found(path, 0)
+    return Found(path, status.st_size, str(status.st_mtime))
+
+
+def _remote_files(
+    fs: AbstractFileSystem, entry: dict[str, Any], to_url: Callable[[str], str], passed: PassedOver
+) -> list[Found]:
+    """The visible files of a store's entry, all below it when it is a folder."""
     if entry["type"] != "directory":
-        return [] if entry["name"].rpartition("/")[2].startswith(".") else [entry]
+        return [] if passed.hides(entry["name"].rpartition("/")[2]) else [_entry(entry, to_url)]
     root = entry["name"].rstrip("/") + "/"
     found: dict[str, dict[str, Any]] = fs.find(entry["name"], detail=True)
-    return [
-        file
-        for name, file in found.items()
-        if not any(part.startswith((".", "_")) for part in name.removeprefix(root).split("/"))
-    ]
+    return [_entry(file, to_url) for name, file in found.items() if not passed.hides(name.removeprefix(root))]
+
+
+def _entry(entry: dict[str, Any], to_url: Callable[[str], str]) -> Found:
+    stamp = str(next((entry[name] for name in _STAMPS if entry.get(name)), ""))
+    return Found(to_url(entry["name"]), int(entry.get("size") or 0), stamp)
+
+
+def _holds_pictures(shard: Shard) -> bool:
+    with open_shard(shard.url) as file:
+        return parquet.holds_bytes(file)
 
 
 def _check_kind(url: str, field: str) -> None:
@@ -251,8 +344,11 @@ def _check_kind(url: str, field: str) -> None:
         raise DataError(f"{field}: {url!r} is neither .tar nor .parquet: convert it, or name the right file.")
 
 
-def _shard(entry: dict[str, Any], to_url: Callable[[str], str]) -> Shard:
-    return Shard(to_url(entry["name"]), int(entry.get("size") or 0))
+def _stem(url: str) -> str:
+    """The address without its shard's ending."""
+    path = url.split("?", 1)[0] if "://" in url else url
+    suffix = next(suffix for suffix in SUFFIXES if path.lower().endswith(suffix))
+    return path[: -len(suffix)]
 
 
 def _is_sized(shard: Shard) -> bool:
@@ -261,14 +357,17 @@ def _is_sized(shard: Shard) -> bool:
 
 
 def _plain(url: str) -> str:
-    """Lower-case address without its query."""
-    return url.split("?", 1)[0].lower()
+    """Lower-case address without the query that one of a store may have."""
+    return (url.split("?", 1)[0] if "://" in url else url).lower()
 
 
 def _locate(url: str) -> tuple[AbstractFileSystem, str, Callable[[str], str]]:
     """File system, path in it, and the function from such a path back to an address that any machine can open."""
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme in ("s3", "gs", "gcs"):
+    local = local_path(url)
+    if local is not None:
+        return LocalFileSystem(), local, str
+    scheme, _, rest = url.partition("://")
+    if scheme in ("s3", "gs", "gcs"):
         address, options = rest, ""
         if "=" in rest.rpartition("?")[2]:
             address, _, options = rest.rpartition("?")
@@ -279,8 +378,7 @@ def _locate(url: str) -> tuple[AbstractFileSystem, str, Callable[[str], str]]:
         fs, bucket = _arrow_fs("gs" if scheme == "gcs" else scheme, host, query)
         return fs, f"{bucket}/{key}".rstrip("/"), lambda path: f"{prefix}{path}{query}"
     fs, path = url_to_fs(url)
-    local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    return fs, path, str if local else fs.unstrip_protocol
+    return fs, path, fs.unstrip_protocol
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,9 @@ from ito_ray.data.shards import (
     mean_sample_bytes,
     public_url,
     rows_in,
+    shards_among,
 )
+from ito_ray.data.walk import PassedOver
 from ito_ray.errors import DataError
 
 FIELD = "--data"
@@ -84,11 +86,11 @@ def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, w
     listed: dict[str, Listed] = {}
     stamps: list[str] = []
     for url in urls:
-        files = None if url.lower().endswith(SUFFIXES) else list_files(url, field=FIELD)
-        if files is None or any(name.split("?", 1)[0].lower().endswith(SUFFIXES) for name, _, _ in files):
+        files = list_files(url, field=FIELD)
+        if files is None or shards_among(files, PassedOver()):
             shards.append(url)
             continue
-        found = _pictures([name for name, _, _ in files], needs)
+        found = _pictures([file.url for file in files], needs)
         if not found:
             wanted = ".txt" if needs == "text" else ", ".join(PICTURES)
             raise DataError(
@@ -97,9 +99,9 @@ def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, w
             )
         listed |= found
         stamps += [
-            f"{public_url(name)} {size} {stamp}"
-            for name, size, stamp in files
-            if name in found or name.endswith(".txt")
+            f"{public_url(file.url)} {file.size} {file.stamp}"
+            for file in files
+            if file.url in found or file.url.endswith(".txt")
         ]
     listing = None
     if listed:
@@ -116,7 +118,7 @@ def open_inputs(patterns: Sequence[str], needs: Needs, columns: ColumnsConfig, w
 
 def _pictures(names: Sequence[str], needs: Needs) -> dict[str, Listed]:
     """Inputs of one folder by their address; the key is the address below the folder's name."""
-    plain = {name: name.split("?", 1)[0] for name in names}
+    plain = {name: name.split("?", 1)[0] if "://" in name else name for name in names}
     texts = {path.rpartition(".")[0]: name for name, path in plain.items() if path.lower().endswith(".txt")}
     pictures = {name: path for name, path in plain.items() if path.lower().endswith(PICTURES)}
     if needs == "text":

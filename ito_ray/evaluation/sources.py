@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Protocol
 
 from ito_ray.config.schema import ColumnsConfig, Config
+from ito_ray.data import parquet
 from ito_ray.data.captions import fault_of
 from ito_ray.data.file_kinds import IMAGE_EXTENSIONS, PICTURES
+from ito_ray.data.foreign import foreign_part
 from ito_ray.data.heldout import PairReader, shard_rows, whole
-from ito_ray.data.prepare.folders import list_pairs
+from ito_ray.data.prepare.folders import files_below, list_pairs
 from ito_ray.data.prepare.listing import Listed, load_all
 from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
 from ito_ray.data.prepare.web import DEFAULT_POLICY
 from ito_ray.data.rows import Row
 from ito_ray.data.shards import list_shards, open_shard
 from ito_ray.data.tar import read_tar
+from ito_ray.data.walk import PassedOver, is_folder, local_path
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.classes import read_class_table, read_templates
 
@@ -128,8 +128,7 @@ def open_pairs(cfg: Config) -> Source:
         DataError: nothing there, or not understood.
     """
     given = cfg.data.heldout
-    if len(given) == 1:
-        path = Path(given[0])
+    if path := _alone(given):
         if _is_table(path):
             return FileSource(tuple(list_table(path, None, Columns())[0]), "data.heldout")
         if _holds_pictures(path):
@@ -149,15 +148,14 @@ def open_labelled(cfg: Config, given: Sequence[str], field: str) -> Labelled:
         ConfigError: class file or prompts missing or wrong.
         DataError: nothing there, or not understood.
     """
-    if len(given) == 1:
-        path = Path(given[0])
+    if path := _alone(given):
         for root, split in ((path, path / SPLIT), (path.parent, path)):
             if (root / CLASSNAMES).is_file() and split.is_dir():
                 return _clip_benchmark(root, split, cfg, field)
         if _is_table(path):
             return _named(_of_table(path, cfg.eval.zero_shot_field), cfg, field)
-        if path.is_dir() and (classes := _class_folders(path)):
-            return _named(_of_folders(path, classes), cfg, field)
+        if is_folder(path) and (classes := _class_folders(path)):
+            return _named(_in_turn(classes), cfg, field)
     source = _shards(cfg, given, field)
     if not cfg.eval.classes:
         raise ConfigError(
@@ -183,13 +181,15 @@ def _named(listed: list[Listed], cfg: Config, field: str) -> Labelled:
     return Labelled(FileSource(tuple(rows), field), _LABEL, table, read_templates(cfg.eval.templates))
 
 
-def _of_folders(path: Path, classes: Sequence[str]) -> list[Listed]:
+def _alone(given: Sequence[str]) -> Path | None:
+    """The only address, when it is on this machine."""
+    path = local_path(given[0]) if len(given) == 1 else None
+    return None if path is None else Path(path)
+
+
+def _in_turn(classes: Mapping[str, list[Listed]]) -> list[Listed]:
     """One of each class in turn, so that the first n pictures hold as many classes as can be."""
-    columns = []
-    for name in classes:
-        files = sorted(file for file in (path / name).rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
-        columns.append([Listed(str(file.relative_to(path)), str(file.absolute()), [name]) for file in files])
-    return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
+    return [row for turn in itertools.zip_longest(*classes.values()) for row in turn if row is not None]
 
 
 def _of_table(path: Path, field: str) -> list[Listed]:
@@ -222,22 +222,37 @@ def _is_table(path: Path) -> bool:
     kind = kind_of(path)
     if kind != ".parquet":
         return kind in SUFFIXES and not path.is_dir()
-    if not path.is_file():
-        return False
     try:
-        schema: Any = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
-        return False  # a damaged shard: counted when it is read
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
-    return not any(test(column.type) for column in schema for test in binary)
+        return path.is_file() and not parquet.holds_bytes(path)
+    except OSError:
+        return False  # counted when it is read
 
 
 def _holds_pictures(path: Path) -> bool:
-    return path.is_dir() and any(file.suffix.lower() in PICTURES for file in path.rglob("*"))
+    return is_folder(path) and any(_is_picture(entry.name) for entry in files_below(path, PassedOver()))
 
 
-def _class_folders(path: Path) -> list[str]:
-    """Folders with a picture in them, when there is no shard beside or in them."""
-    below = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
-    pictures = {file.relative_to(path).parts[0] for file in below if file.suffix.lower() in PICTURES}
-    return sorted(name for name in pictures if (path / name).is_dir())
+def _class_folders(path: Path) -> dict[str, list[Listed]]:
+    """Pictures by the folder directly below `path` in which they are; what else is there is said."""
+    passed = PassedOver()
+    found: dict[str, list[Listed]] = {}
+    for entry in files_below(path, passed):
+        name = str(Path(entry.path).relative_to(path))
+        folder, separator, _ = name.partition("/")
+        if not _is_picture(name):
+            passed.add("files that are no pictures", name)
+        elif separator:
+            found.setdefault(folder, []).append(Listed(name, entry.path, [folder]))
+        else:
+            passed.add("pictures outside the folders", name)
+    if found:
+        folders = sorted(one.name for one in path.iterdir() if is_folder(one) and not foreign_part(one.name))
+        for name in folders:
+            if name not in found:
+                passed.add("folders without pictures, which are no classes", name)
+        passed.report(str(path))
+    return found
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES)

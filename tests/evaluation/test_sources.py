@@ -196,3 +196,37 @@ def test_pictures_that_are_missing_are_counted(root: Path, tmp_path: Path) -> No
     assert report.dropped == {"missing_file": 1}
     assert report.metrics()["zero_shot/images"] == 12
     assert json.loads(report.to_json())["dropped"] == {"missing_file": 1}
+
+
+def test_hidden_and_foreign_folders_are_no_classes(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("cat", "dog", ".ipynb_checkpoints", "@eaDir", "__MACOSX/cat", "cat/@eaDir", "dog/.ipynb_checkpoints"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        draw("red", "bar").save(tmp_path / name / "0.JPG", "JPEG")
+    (tmp_path / "cat" / "._0.JPG").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "cat" / "note.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loose.jpg").write_bytes((tmp_path / "cat" / "0.JPG").read_bytes())
+    (tmp_path / "dog" / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "dog" / "loop").symlink_to("..")
+    with caplog.at_level("WARNING"):
+        report = evaluate(ShapeEncoder(), Config(eval=EvalConfig(zero_shot=(str(tmp_path),))), evaluators=["zero_shot"])
+    found = report.metrics()
+    assert (found["zero_shot/images"], report.dropped) == (2, {"missing_file": 1})
+    assert labelled(tmp_path).table == {"cat": "cat", "dog": "dog"}
+    said = caplog.text
+    assert "7 hidden or foreign files and folders (.ipynb_checkpoints, @eaDir, __MACOSX, …)" in said
+    assert (
+        "1 files that are no pictures (cat/note.txt)" in said and "1 pictures outside the folders (loose.jpg)" in said
+    )
+    assert "1 folders without pictures, which are no classes (empty)" in said
+    assert "1 links back to a folder above them (dog/loop)" in said
+
+
+def test_a_folder_of_hidden_pictures_is_none_of_pictures(tmp_path: Path) -> None:
+    write_shape_shards(tmp_path, 6)
+    (tmp_path / "@eaDir").mkdir()
+    draw("red", "bar").save(tmp_path / "@eaDir" / "0.png")
+    assert isinstance(open_pairs(Config(data=DataConfig(heldout=(str(tmp_path),)))), ShardSource)

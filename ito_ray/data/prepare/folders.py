@@ -11,6 +11,7 @@ from typing import Any
 from ito_ray.data.file_kinds import PICTURES
 from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
+from ito_ray.data.walk import PassedOver, is_folder, walk
 from ito_ray.errors import DataError
 
 _SCALARS = str | int | float | bool
@@ -24,13 +25,14 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
     Raises:
         DataError: no folder, or no picture in it.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"There is no folder {folder}: give one that holds name.jpg and name.txt side by side.")
     texts: dict[str, str] = {}
     pictures: list[tuple[str, str]] = []
     salt: list[str] = []
     others = 0
-    for entry in _files(folder.absolute()):
+    passed = PassedOver()
+    for entry in files_below(folder, passed):
         path = Path(entry.path).relative_to(folder.absolute())
         stem, ending = str(path.with_suffix("")), path.suffix
         if ending.lower() == ".txt":
@@ -40,8 +42,8 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
         else:
             others += 1
             continue
-        status = entry.stat()
-        salt.append(f"{entry.path} {status.st_size} {status.st_mtime_ns}")
+        salt.append(f"{entry.path} {_state(entry)}")
+    passed.report(str(folder))
     if not pictures:
         raise DataError(f"{folder} holds no picture ({', '.join(PICTURES)}): {len(texts)} .txt, {others} other files.")
     listed = [
@@ -52,7 +54,24 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
     ]
     lonely = sorted(texts.keys() - {stem for stem, _ in pictures})
     listed += [Listed(stem, texts[stem], bad="missing_image", detail=f"only {stem}.txt is there") for stem in lonely]
-    return listed, {"other_files": others}, "\n".join(salt)
+    return listed, {"other_files": others, **passed.notes}, "\n".join(salt)
+
+
+def files_below(folder: Path, passed: PassedOver) -> Iterator[os.DirEntry[str]]:
+    """`walk` from the absolute folder. Raises DataError when it cannot be listed."""
+    try:
+        yield from walk(folder.absolute(), passed)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions.") from error
+
+
+def _state(entry: os.DirEntry[str]) -> str:
+    """Size and time of the file, or of a link that leads nowhere."""
+    try:
+        status = entry.stat()
+    except OSError:
+        status = entry.stat(follow_symlinks=False)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def list_coco(annotations: Path, images: Path) -> tuple[list[Listed], dict[str, int]]:
@@ -61,7 +80,7 @@ def list_coco(annotations: Path, images: Path) -> tuple[list[Listed], dict[str, 
     Raises:
         DataError: the file is missing or not COCO's captions, or `images` is no folder.
     """
-    if not images.is_dir():
+    if not is_folder(images):
         raise DataError(
             f"--images {images} is no folder: give the one that the file names in {annotations} start from."
         )
@@ -114,16 +133,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DataError(f"{path} holds a {type(document).__name__}, COCO's annotations are an object.")
     return document
-
-
-def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Visible files below, sorted by path."""
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _files(Path(entry.path))
-        elif entry.is_file():
-            yield entry

@@ -131,7 +131,7 @@ def test_folder_of_pairs(tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "images" / "readme.md").write_text("x")
     (tmp_path / "images" / ".hidden.txt").write_text("x")
     listed, notes, salt = list_pairs(tmp_path / "images")
-    assert notes == {"other_files": 1}
+    assert notes == {"other_files": 1, "hidden_or_foreign_files_and_folders": 1}
     rows = {row.key: row for row in map(load, listed)}
     for number, path in enumerate(pictures[:-1]):
         row = rows[str(path.relative_to(tmp_path / "images").with_suffix(""))]
