@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from ito_ray import strict_json
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
 from ito_ray.data.heldout import HeldoutReader
@@ -105,7 +105,7 @@ def run(options: Demo, console: Console) -> None:
     answers = _use(cfg, outcome, console)
     summary = _summary(outcome, stages.seconds, time.perf_counter() - started, memory.megabytes)
     path = FOLDER / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    path.write_text(strict_json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.print()
     for label, where in (
         ("Numbers", path),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ito_ray import strict_json
 from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
@@ -133,7 +133,7 @@ def look_into(cfg: Config, options: Doctor, console: Console) -> dict[str, Any]:
     found["advice"] = advice(found, cfg.data, workers=cfg.train.workers.most)
     show(found, cfg, console)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        options.json.write_text(strict_json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
         console.print(f"Numbers  {options.json}", soft_wrap=True, markup=False)
     if options.pictures and survey.pairs:
         options.pictures.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from ito_ray import strict_json
 from ito_ray.data.write import PARTIAL
 from ito_ray.errors import DataError
 
@@ -79,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Indented UTF-8."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.write_text(strict_json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(path)
 
 

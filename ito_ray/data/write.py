@@ -6,7 +6,6 @@ A tar member group is `KEY.png` (or `.jpg`, `.webp`), `KEY.txt` (first caption) 
 
 import io
 import itertools
-import json
 import tarfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ito_ray import strict_json
 from ito_ray.errors import DataError
 
 ShardFormat = Literal["tar", "parquet"]
@@ -114,7 +114,7 @@ def _write_tar(path: Path, samples: Sequence[Sample]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             record = {"captions": list(sample.captions), **sample.meta}
-            text = json.dumps(record, ensure_ascii=False, sort_keys=True)
+            text = strict_json.dumps(record, ensure_ascii=False, sort_keys=True)
             _add_member(tar, f"{sample.key}.{sample.extension}", sample.image)
             _add_member(tar, f"{sample.key}.txt", sample.captions[0].encode())
             _add_member(tar, f"{sample.key}.json", text.encode())
@@ -133,7 +133,7 @@ def _write_parquet(path: Path, samples: Sequence[Sample]) -> None:
             "key": [sample.key for sample in samples],
             "image": [sample.image for sample in samples],
             "captions": [list(sample.captions) for sample in samples],
-            "meta": [json.dumps(dict(sample.meta), ensure_ascii=False, sort_keys=True) for sample in samples],
+            "meta": [strict_json.dumps(dict(sample.meta), ensure_ascii=False, sort_keys=True) for sample in samples],
         },
         schema=PARQUET_SCHEMA,
     )

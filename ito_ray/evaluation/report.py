@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ito_ray import strict_json
 from ito_ray.evaluation.embed import PairEmbeddings
 from ito_ray.evaluation.intervals import bootstrap_ci, paired_ci
 
@@ -191,7 +191,7 @@ class Report:
             "chance": {m.name: m.chance for m in self.measures if m.chance is not None},
             "dropped": dict(self.dropped),
         }
-        return json.dumps(document, indent=2) + "\n"
+        return strict_json.dumps(document, indent=2) + "\n"
 
 
 def _times(ratio: float) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from ito_ray import strict_json
 from ito_ray.evaluation.charts import Curve, curves_png
 from ito_ray.evaluation.gallery import Choice, make_queries
 from ito_ray.evaluation.page import Gallery, Map, gallery_html
@@ -97,7 +98,7 @@ def write_files(
     pictures += [gallery.path for gallery in galleries if gallery.path] + [drawn_map.path for drawn_map in maps]
     names = sorted(path.name for path in (page, out / METRICS, *pictures))
     document = {**json.loads(report.to_json()), "files": names}
-    (out / METRICS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (out / METRICS).write_text(strict_json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return page
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from ito_ray import strict_json
 from ito_ray.config.schema import Config
 from ito_ray.data import job_folder, quarantine
 from ito_ray.errors import TrackingError, UnreadableError
@@ -325,7 +326,7 @@ def _register(
         "ito.fusion_weight": f"{cfg.method.fusion_weight:g}",
         "ito.steps": str(chosen.step),
         "ito.shipped": chosen.why,
-        "ito.intervals": json.dumps(report.intervals),
+        "ito.intervals": strict_json.dumps(report.intervals),
     }
     return register(
         verified,

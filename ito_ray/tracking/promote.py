@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ito_ray import strict_json
 from ito_ray.config.gate import Gate
 from ito_ray.config.schema import Config
 from ito_ray.data.heldout import HeldoutReader
@@ -265,7 +265,7 @@ def _record(
         tags = {**parent, "ito.kind": "gate", "mlflow.source.git.commit": git_commit(), "mlflow.source.type": "LOCAL"}
         name = f"gate {registry.name} version {candidate.version}"
         run_id = str(client.create_run(model.experiment_id, tags=tags, run_name=name).info.run_id)
-        params = {f"gate.{key}": json.dumps(value) for key, value in gate.model_dump(mode="json").items()}
+        params = {f"gate.{key}": strict_json.dumps(value) for key, value in gate.model_dump(mode="json").items()}
         client.log_inputs(
             run_id,
             [dataset_input(one, "evaluation") for one in data.values()],
@@ -279,7 +279,8 @@ def _record(
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, DECISION)
             path.write_text(
-                json.dumps(_document(registry, candidate, champion, gate, measured, decision), indent=2) + "\n", "utf-8"
+                strict_json.dumps(_document(registry, candidate, champion, gate, measured, decision), indent=2) + "\n",
+                "utf-8",
             )
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, "FINISHED")

@@ -21,6 +21,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from ito_ray import strict_json
 from ito_ray.config.schema import Config
 from ito_ray.errors import TrackingError
 from ito_ray.redact import redact
@@ -296,6 +297,6 @@ def dataset_input(identity: DatasetIdentity, context: str) -> DatasetInput:
         identity.digest,
         facts["source_type"],
         facts["source"],
-        profile=json.dumps(described.profile),
+        profile=strict_json.dumps(described.profile),
     )
     return DatasetInput(dataset, [InputTag(DATASET_CONTEXT, context)])

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ito_ray import strict_json
 from ito_ray.data.captions import fault_of, is_unicode
 from ito_ray.data.prepare.fetch import fetch, is_remote
 from ito_ray.data.prepare.web import DEFAULT_POLICY, FetchPolicy
@@ -85,7 +86,7 @@ class ListedSource:
             for group in _batched(map(_encodable, rows), ROWS_PER_PIECE):
                 columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
                 for row in group:
-                    meta = json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
+                    meta = strict_json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
                     values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail, row.notes)
                     known = (row.key, public_url(row.image), row.captions, public_url(row.text), *values[4:])
                     digest.update(json.dumps(known).encode())
