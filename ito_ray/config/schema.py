@@ -29,6 +29,7 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 UNNAMED_SOURCE = "train"
 RESERVED_ALIASES = ("champion", "previous")
+KeyEnds = Literal["auto", "first_dot", "last_dot"]
 _SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """A local path such as year=2024/a.tar would look like a name: write ./year=2024/a.tar."""
 
@@ -59,6 +60,9 @@ class ColumnsConfig(Section):
     key: tuple[str, ...] = ("key", "__key__", "id", "uid")
     image: tuple[str, ...] = ("image", "jpg", "png", "jpeg", "webp", "image_bytes")
     captions: tuple[str, ...] = ("captions", "caption", "text", "txt", "TEXT")
+    key_ends: KeyEnds = "auto"
+    """Where the key ends in a tar's names: at the first dot as in WebDataset (000.seg.png), at the last (IMG 1.02.jpg),
+    or as the archive's names are understood (docs/data.md)."""
     captions_from: dict[str, PositiveFloat] = {}
     """Take captions from these json fields or Parquet columns (txt: the KEY.txt member) and no others, each with its
     chance to be drawn from, up to a common factor: {caption: 0.7, alt: 0.3}. Where a sample lacks some, the others

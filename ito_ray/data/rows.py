@@ -1,6 +1,7 @@
 """Samples as they lie in a shard, tar or Parquet alike: every one is either good or carries the reason why not.
 
 Reasons: shard_unreadable (the disk or store); not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file);
+tar_unsorted, tar_link, tar_sparse (how it was packed);
 duplicate_key, missing_image, missing_caption, empty_caption, caption_not_utf8, caption_too_long, bad_json (the sample);
 found on decoding (decode.py), image_unreadable, image_truncated, too_many_pixels; and unexpected_error, whatever else a
 single sample raises.
@@ -11,6 +12,7 @@ notes.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
@@ -19,9 +21,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
-from ito_ray.config.schema import ColumnsConfig
+from ito_ray.config.schema import ColumnsConfig, KeyEnds
 from ito_ray.data.captions import fault_of
 from ito_ray.data.file_kinds import IMAGE_EXTENSIONS
 from ito_ray.data.parquet import ParquetRow, read_parquet
@@ -29,6 +32,8 @@ from ito_ray.data.plan import Piece
 from ito_ray.data.preprocess import clean_text
 from ito_ray.data.shards import Shard, open_shard
 from ito_ray.data.tar import TarSample, read_tar, unpack
+from ito_ray.data.tar_layout import Layout
+from ito_ray.data.tar_members import TEXT_EXTENSIONS
 
 Needs = Literal["pair", "image", "text"]
 """What makes a row good. `image`: captions are taken where they can be read; `text`: the image is not looked at."""
@@ -76,7 +81,8 @@ class Row:
     weights: tuple[float, ...] = ()
     """Chances of the captions to be drawn, up to a common factor; empty = equal."""
     notes: tuple[str, ...] = ()
-    """What is to be counted of a row that is good all the same: for each caption left out, why."""
+    """What is to be counted of a row that is good all the same: for each caption left out, why; for each member of a
+    tar with several dots in its name, where the key ends."""
 
 
 def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:
@@ -88,7 +94,8 @@ def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> I
     with open_shard(piece.url) as file:
         if shard.is_tar:
             with unpack(file) if shard.is_gzipped else nullcontext(file) as archive:
-                for sample in read_tar(archive, piece.part, piece.parts):
+                layout = _layout(piece.url, archive.seek(0, io.SEEK_END), columns.key_ends)
+                for sample in read_tar(archive, piece.part, piece.parts, layout):
                     yield _checked(piece.url, sample.key, sample.bad, sample.detail, sample, columns, needs)
         else:
             seen: set[str] = set()
@@ -97,6 +104,12 @@ def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> I
                 seen.add(row.key)
                 bad, detail = ("duplicate_key", "an earlier row has this key") if again else (row.bad, row.detail)
                 yield _checked(piece.url, row.key, bad, detail, row, columns, needs)
+
+
+@lru_cache(maxsize=1024)
+def _layout(url: str, size: int, key_ends: KeyEnds) -> Layout:
+    """What is known of a tar in this process: pieces need not find it out again."""
+    return Layout(None if key_ends == "auto" else key_ends)
 
 
 def read_retrying(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:
@@ -150,7 +163,7 @@ def _checked(
             with one_sample():
                 return _good(url, key, source, columns, needs)
         except BadSample as error:
-            bad, detail = error.reason, error.detail
+            bad, detail = cause(source, error)
     return Row(key, None, (), bad=bad, detail=detail, url=url)
 
 
@@ -164,7 +177,19 @@ def _good(url: str, key: str, source: TarSample | ParquetRow, columns: ColumnsCo
         if needs != "image":
             raise
         texts, meta = Texts(()), {}
-    return Row(key, image, texts.captions, meta, url=url, weights=texts.weights, notes=texts.notes)
+    notes = (*texts.notes, *source.notes) if isinstance(source, TarSample) else texts.notes
+    return Row(key, image, texts.captions, meta, url=url, weights=texts.weights, notes=notes)
+
+
+def cause(source: TarSample | ParquetRow, error: BadSample) -> tuple[str, str]:
+    """Reason and detail: where a tar's member is missing, why it is."""
+    kinds = {"missing_image": IMAGE_EXTENSIONS, "missing_caption": TEXT_EXTENSIONS, "missing_class": TEXT_EXTENSIONS}
+    if isinstance(source, TarSample):
+        for extension, why in source.lacking.items():
+            wanted = kinds.get(error.reason, ())
+            if wanted and (not extension or extension.rpartition(".")[2] in wanted):
+                return why
+    return error.reason, error.detail
 
 
 @dataclass(frozen=True, slots=True)

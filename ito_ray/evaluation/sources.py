@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ito_ray.config.schema import ColumnsConfig, Config
+from ito_ray.config.schema import ColumnsConfig, Config, KeyEnds
 from ito_ray.data import parquet
 from ito_ray.data.captions import fault_of
 from ito_ray.data.file_kinds import IMAGE_EXTENSIONS, PICTURES
@@ -22,9 +22,10 @@ from ito_ray.data.prepare.folders import files_below, list_pairs
 from ito_ray.data.prepare.listing import Listed, load_all
 from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
 from ito_ray.data.prepare.web import DEFAULT_POLICY
-from ito_ray.data.rows import Row
+from ito_ray.data.rows import BadSample, Row, cause
 from ito_ray.data.shards import list_shards, open_shard
 from ito_ray.data.tar import read_tar
+from ito_ray.data.tar_layout import Layout
 from ito_ray.data.walk import PassedOver, is_folder, local_path
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation.classes import read_class_table, read_templates
@@ -85,6 +86,7 @@ class NumberedSource:
 
     urls: tuple[str, ...]
     field: str
+    key_ends: KeyEnds = "auto"
 
     @property
     def pieces(self) -> int:
@@ -95,11 +97,13 @@ class NumberedSource:
 
     def _rows(self, url: str) -> Iterator[Row]:
         with open_shard(url) as file:
-            for sample in read_tar(file, 0, 1):
+            for sample in read_tar(file, 0, 1, Layout(None if self.key_ends == "auto" else self.key_ends)):
                 image = next((sample.members[e] for e in IMAGE_EXTENSIONS if e in sample.members), None)
                 number = sample.members.get(_LABEL, b"").decode("ascii", "replace").strip()
-                bad = sample.bad or ("missing_image" if not image else None if number else "missing_class")
-                yield Row(sample.key, image, (number,), {_LABEL: number}, bad=bad, detail=sample.detail, url=url)
+                bad, detail = sample.bad, sample.detail
+                if bad is None and not (image and number):
+                    bad, detail = cause(sample, BadSample("missing_image" if not image else "missing_class"))
+                yield Row(sample.key, image, (number,), {_LABEL: number}, bad=bad, detail=detail, url=url)
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,8 @@ def _clip_benchmark(root: Path, split: Path, cfg: Config, field: str) -> Labelle
     own = root / TEMPLATES
     templates = read_templates(cfg.eval.templates or (str(own) if own.is_file() else ""))
     table = {str(number): name for number, name in enumerate(names)}
-    return Labelled(NumberedSource(tuple(shard.url for shard in shards), field), _LABEL, table, templates)
+    source = NumberedSource(tuple(shard.url for shard in shards), field, cfg.data.columns.key_ends)
+    return Labelled(source, _LABEL, table, templates)
 
 
 def _shards(cfg: Config, given: Sequence[str], field: str) -> ShardSource:

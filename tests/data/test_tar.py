@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -170,12 +171,72 @@ def test_archives_one_after_the_other_are_all_read(tmp_path: Path) -> None:
         (b"short", "no valid header in 5 bytes"),
         (b"<html>404</html>" * 2000, "no valid header"),
         (b"\x1f\x8b" + b"z" * 5000, "gzip data"),
+        (b"BZh91AY&SY" + b"z" * 20, "bzip2 data"),
+        (b"\x28\xb5\x2f\xfd" + b"z" * 5000, "zstd data"),
+        (b"PK\x03\x04" + b"z" * 5000, "a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html>" + b"z" * 5000, "an HTML page"),
         (bytes(50_000), "no valid header"),
     ],
 )
 def test_not_a_tar(content: bytes, detail: str, parts: int) -> None:
     (found,) = _in_pieces(content, parts)
     assert found.bad == "not_a_tar" and detail in found.detail
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 30])
+def test_gzip_under_a_plain_name_is_unpacked(tmp_path: Path, count: int, parts: int) -> None:
+    good_tar(tmp_path / "a.tar", count)
+    content = (tmp_path / "a.tar").read_bytes()
+    assert _in_pieces(gzip.compress(content), parts) == _whole(content)
+
+
+def _with_size(content: bytes, at: int, field: bytes) -> bytes:
+    """The archive with another size in the header at `at`, whose checksum holds."""
+    header = bytearray(content[at : at + 512])
+    header[124:136] = field.ljust(12, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return content[:at] + bytes(header) + content[at + 512 :]
+
+
+SIZES = {
+    "more than the file": b"77777777777",
+    "gigabytes": b"\x80" + (1 << 40).to_bytes(11, "big"),
+    "more than a computer counts": b"\x80" + b"\xff" * 11,
+    "negative": b"\xff" * 12,
+    "negative octal": b"-0000000001",
+    "no number": b"notanumber",
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x"])
+@pytest.mark.parametrize("parts", [1, 2, 9])
+def test_an_absurd_size_costs_one_sample(tmp_path: Path, name: str, kind: bytes, parts: int) -> None:
+    path = tmp_path / "a.tar"
+    offsets = write_tar(path, [(f"s{number:03d}", good(number)) for number in range(9)], tarfile.GNU_FORMAT)
+    content = bytearray(path.read_bytes())
+    content[offsets[8] + 156 : offsets[8] + 157] = kind
+    rows = _in_pieces(_with_size(bytes(content), offsets[8], SIZES[name]), parts)
+    assert [row.key for row in rows if row.bad is None] == [f"s{number:03d}" for number in range(9) if number != 4]
+    assert {row.bad for row in rows if row.bad} == {"tar_damaged"}
+
+
+@pytest.mark.parametrize("size", [b"9" * 5000, b"-5", b"1" + b"0" * 19])
+def test_absurd_numbers_in_a_pax_header(tmp_path: Path, size: bytes) -> None:
+    record = b" size=" + size + b"\n"
+    record = str(len(record) + 4).encode() + record
+    for data in (record, b"9" * 5000 + b" path=a\n", b"0 path=a\n", b"\xff\xfe"):
+        header = tarfile.TarInfo("PaxHeader")
+        header.type, header.size = tarfile.XHDTYPE, len(data)
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.addfile(header, io.BytesIO(data))
+        write_tar(tmp_path / "b.tar", [(f"s{number}", good(number)) for number in range(3)])
+        content = (tmp_path / "a.tar").read_bytes()[: 512 + -(-len(data) // 512) * 512]
+        rows = _whole(content + (tmp_path / "b.tar").read_bytes())
+        assert [row.key for row in rows if row.bad is None][-2:] == ["s1", "s2"]
 
 
 def test_an_empty_archive_is_sound(tmp_path: Path) -> None:
