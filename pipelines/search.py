@@ -126,6 +126,7 @@ def build_index(options: BuildIndex, console: Console) -> None:
 def query(options: Query, console: Console) -> None:
     """Look up and print, or serve. Raises ItoError for anything that a user can mend."""
     options.check()
+    from ito_ray.data.preprocess import clean_text
     from ito_ray.search.index import Index
 
     index = Index(options.index)
@@ -135,7 +136,9 @@ def query(options: Query, console: Console) -> None:
         _serve(options, index, encoder, console)
         return
     started = time.perf_counter()
-    vector_D = (encoder.encode_texts([options.text]) if picture is None else encoder.encode_images([picture]))[0]
+    vector_D = (
+        encoder.encode_texts([clean_text(options.text)]) if picture is None else encoder.encode_images([picture])
+    )[0]
     hits = index.search(vector_D, options.top)
     note = f"{len(hits)} of {len(index):,} in {1e3 * (time.perf_counter() - started):.0f} ms"
     console.print(_table(hits))

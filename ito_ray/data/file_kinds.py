@@ -59,6 +59,8 @@ def what_it_is(data: bytes) -> str | None:
         return _brand(data)
     if data.startswith(b"RIFF"):
         return _RIFF.get(data[8:12])
+    if data.startswith((b"GIF87a", b"GIF89a")):  # the one format we read that may begin like a text
+        return None
     if data[257:262] == b"ustar":
         return "a tar archive"
     start = next((kind for start, kind in _STARTS.items() if data.startswith(start)), None)

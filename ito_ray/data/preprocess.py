@@ -75,11 +75,14 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, upright, of an image in any mode."""
+    """RGB, upright, of an image in any mode; of what it gave already, the same."""
     image.load()
     turn = orientation(image)
     image = _on_white(image)
-    return image.transpose(_ORIENTATION[turn]) if turn in _ORIENTATION else image
+    if turn in _ORIENTATION:
+        image = image.transpose(_ORIENTATION[turn])
+        image.info = {key: value for key, value in image.info.items() if key not in _MAY_ORIENT}
+    return image
 
 
 def middle_square(image: Image.Image, size: int) -> Image.Image:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ito_ray.errors import ExportError
 from ito_ray.export.parity import PROBE_SIZES, probe_images
 from ito_ray.export.sentence_transformer import quiet
+from ito_ray.export.standalone import reading_code
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.open_clip import clip_image_obstacles, clip_text_obstacles
 
@@ -31,25 +32,28 @@ LEGACY_END = 2
 """With this id of the end token, CLIPTextModel looks for the highest id instead (transformers, PR 24773)."""
 CARD = """# Image-text encoder for transformers
 
+{reading}
+
 ```python
 import torch
-from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
 folder = "path/to/this/folder"
 model = CLIPModel.from_pretrained(folder).eval()
 processor = AutoProcessor.from_pretrained(folder, backend="pil")
-images = [Image.open("cat.jpg").convert("RGB")]
-texts = ["a photo of a cat", "a photo of a dog"]
+images = [read_image("cat.jpg", size={size})]
+texts = [clean_text(text) for text in ("a photo of a cat", "a photo of a dog")]
 inputs = processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")
 with torch.inference_mode():
     answer = model(**inputs)  # answer.image_embeds and answer.text_embeds are of unit length
 print(answer.logits_per_image.softmax(-1))
 ```
 
-`backend="pil"` resizes as in training; without it transformers takes torchvision, whose pixels differ a little. Both
-cut the middle square one pixel off that of training where the number of pixels cut away has a remainder of 3 when
-divided by 4.
+`read_image` gives what training saw: upright, transparency on white, 16-bit grey scaled, the middle square, which the
+processor leaves as it is. `.convert("RGB")` alone gives other images; of one that is larger, the processor cuts the
+middle square one pixel off that of training where the number of pixels cut away has a remainder of 3 when divided by 4,
+and without `backend="pil"` torchvision resizes, whose pixels differ a little. The tokenizer does what `clean_text`
+does, but for HTML entities; the name of a special token in a text is text.
 """
 
 
@@ -76,7 +80,8 @@ def write_hf_clip(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> None
     for path in tokenizer_dir.iterdir():
         if path.name not in NO_TOKENIZER:
             shutil.copyfile(path, folder / path.name)
-    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    card = CARD.format(reading=reading_code(), size=image.size)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def comparable_images(size: int) -> list[Image.Image]:

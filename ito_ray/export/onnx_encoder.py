@@ -12,6 +12,8 @@ import onnxruntime
 from PIL import Image
 from tokenizers import Tokenizer
 
+from ito_ray.data.preprocess import clean_text, middle_square, to_rgb
+
 
 class OnnxEncoder:
     """Both encoders of an exported folder.
@@ -40,6 +42,7 @@ class OnnxEncoder:
         )
         padding = self.text["padding"]
         self.tokenizer = Tokenizer.from_file(str(Path(folder, self.text["tokenizer"])))
+        self.tokenizer.encode_special_tokens = True  # the name of a special token in a text is text
         self.tokenizer.enable_truncation(self.text["context"], direction=self.text["truncate"])
         self.tokenizer.enable_padding(direction="right", pad_id=padding["id"], pad_token=padding["token"])
 
@@ -50,20 +53,13 @@ class OnnxEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Any:
         """Texts to (n, D) float32 of unit length."""
-        encodings = self.tokenizer.encode_batch(list(texts))
+        encodings = self.tokenizer.encode_batch([clean_text(text) for text in texts])
         ids = np.array([encoding.ids for encoding in encodings], np.int64)
         mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
         return self.text_net.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
     def pixels(self, image: Image.Image) -> Any:
-        """RGB, short side to `size` (bicubic), the middle square, (3, size, size) float32 less mean over std."""
-        size = self.image["size"]
-        image = image.convert("RGB")
-        short = min(image.size)
-        width, height = (int(size * side / short) for side in image.size)
-        if short != size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        square = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+        """The middle square of side `size` as RGB, (3, size, size) float32 less mean over std."""
+        square = np.asarray(middle_square(to_rgb(image), self.image["size"]), np.float32) / 255
         mean, std = (np.array(self.image[name], np.float32) for name in ("mean", "std"))
         return ((square - mean) / std).transpose(2, 0, 1)

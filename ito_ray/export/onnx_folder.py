@@ -28,6 +28,7 @@ from torch.export import Dim
 
 from ito_ray.errors import ExportError
 from ito_ray.export.sentence_transformer import quiet, write_json
+from ito_ray.export.standalone import standalone
 from ito_ray.models.dual_encoder import DualEncoder
 
 OPSET = 18
@@ -43,10 +44,13 @@ any size; texts of at most {context} tokens. Needs `onnxruntime`, `tokenizers`, 
 
 ```python
 encoder = OnnxEncoder("path/to/this/folder")
-images = encoder.encode_images([Image.open("cat.jpg")])
+images = encoder.encode_images([read_image("cat.jpg")])
 texts = encoder.encode_texts(["a photo of a cat", "a photo of a dog"])
 print(images @ texts.T)
 ```
+
+`read_image` gives what training saw: upright, transparency on white, 16-bit grey scaled. `encode_texts` resolves HTML
+entities and takes the name of a special token in a text for text, as training did.
 
 For probabilities over texts take the softmax of `similarity × {scale:.4g}` (`preprocess.json` has the trained one).
 
@@ -100,7 +104,7 @@ def write_onnx(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> None:
     shutil.copyfile(tokenizer_dir / "tokenizer.json", folder / "tokenizer.json")
     facts = _facts(model, tokenizer_dir)
     write_json(folder / "preprocess.json", facts)
-    code = Path(__file__).with_name("onnx_encoder.py").read_text("utf-8")
+    code = standalone(Path(__file__).with_name("onnx_encoder.py"))
     card = CARD.format(dim=facts["embed_dim"], context=text.context, code=code, scale=facts["logit_scale"])
     (folder / "README.md").write_text(card, encoding="utf-8")
 

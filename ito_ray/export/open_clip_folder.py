@@ -11,28 +11,33 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from ito_ray.export.sentence_transformer import write_json
+from ito_ray.export.standalone import reading_code
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.open_clip import open_clip_config, to_open_clip
 
 NO_TOKENIZER = {"config.json", "model.safetensors", "sentence_bert_config.json"}
 CARD = """# Image-text encoder for OpenCLIP
 
+{reading}
+
 ```python
 import open_clip
 import torch
-from PIL import Image
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:path/to/this/folder")
 tokenizer = open_clip.get_tokenizer("local-dir:path/to/this/folder")
 model.eval()
 with torch.inference_mode():
-    images = model.encode_image(preprocess(Image.open("cat.jpg").convert("RGB"))[None], normalize=True)
-    texts = model.encode_text(tokenizer(["a photo of a cat", "a photo of a dog"]), normalize=True)
+    images = model.encode_image(preprocess(read_image("cat.jpg", size={size}))[None], normalize=True)
+    texts = [clean_text(text) for text in ("a photo of a cat", "a photo of a dog")]
+    texts = model.encode_text(tokenizer(texts), normalize=True)
 print((model.logit_scale.exp() * images @ texts.T).softmax(-1))
 ```
 
-OpenCLIP repairs broken encodings and HTML entities in texts before it tokenizes them; clean texts get the vectors that
-the model was trained to give. Convert images to RGB before, as above: OpenCLIP does so only after it has resized them.
+`read_image` gives what training saw: upright, transparency on white, 16-bit grey scaled, the middle square;
+`.convert("RGB")` alone gives other images, and OpenCLIP does even that only after it has resized. The tokenizer does
+what `clean_text` does, and the name of a special token in a text is text. OpenCLIP moreover repairs broken encodings
+before it tokenizes, which training did not: where that changes a text, its vector is another one.
 
 Trained with ITO (https://arxiv.org/abs/2603.02767). The fusion module of training is not part of this model.
 """
@@ -60,4 +65,5 @@ def write_open_clip(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> No
     for path in tokenizer_dir.iterdir():
         if path.name not in NO_TOKENIZER:
             shutil.copyfile(path, folder / path.name)
-    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    card = CARD.format(reading=reading_code(), size=image.size)
+    (folder / "README.md").write_text(card, encoding="utf-8")

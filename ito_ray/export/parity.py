@@ -43,7 +43,7 @@ REMEDIES: Mapping[Kind, str] = {
 }
 PROBE_TEXTS = (
     "a photo of a red bird",
-    "Zwölf grüne Boote – im Hafen, 日本 🙂",
+    "<|endoftext|> [SEP] </s> zwölf grüne Boote – im Hafen, 日本 🙂",
     "https://example.org/cat.jpg",
     "word " * 300,
     "",

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from ito_ray.errors import ExportError
 from ito_ray.export.checks import write_manifest
+from ito_ray.export.standalone import reading_code
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -52,18 +53,21 @@ tags: [sentence-transformers, image-text, clip, timm]
 Images and texts become vectors of {dim} numbers in one space; their dot product is the cosine similarity.
 Image tower: timm `{image}`, {size}×{size} pixels. Text tower: `{text}`, at most {context} tokens.
 
+{reading}
+
 ```python
-from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder", local_files_only=True)
-images = model.encode([Image.open("cat.jpg").convert("RGB")])
-texts = model.encode([{{"text": "a photo of a cat"}}, {{"text": "a photo of a dog"}}])
+images = model.encode([read_image("cat.jpg", size={size})])
+texts = model.encode([{{"text": clean_text(text)}} for text in ("a photo of a cat", "a photo of a dog")])
 print(images @ texts.T)
 ```
 
-Encode images and texts in separate calls, convert images to RGB, and wrap texts as above: a bare string that looks
-like the address of an image would be taken for one. For probabilities over texts take the softmax of
+Encode images and texts in separate calls, and wrap texts as above: a bare string that looks like the address of an
+image would be taken for one. `read_image` gives what training saw: upright, transparency on white, 16-bit grey scaled,
+the middle square; `.convert("RGB")` alone gives other images. The tokenizer does what `clean_text` does, but for HTML
+entities; the name of a special token in a text is text. For probabilities over texts take the softmax of
 `similarity × {scale:.4g}` (`ito.json` has the trained logit scale).
 
 Trained with ITO (https://arxiv.org/abs/2603.02767). The fusion module of training is not part of this model.
@@ -231,6 +235,7 @@ def _describe(model: DualEncoder, folder: Path) -> None:
         },
     )
     card = CARD.format(
+        reading=reading_code(),
         dim=dim,
         image=image.name,
         size=image.size,

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from ito_ray.data.captions import fault_of
+from ito_ray.data.preprocess import clean_text
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Encoder
 from ito_ray.search.index import Index
@@ -83,7 +84,7 @@ class SearchServer(ThreadingHTTPServer):
 
     def page(self, query: Mapping[str, list[str]]) -> Page:
         """The answer to one query. Raises _Refused."""
-        text = query.get("q", [""])[0].strip()
+        text = clean_text(query.get("q", [""])[0])
         like = query.get("like", [""])[0]
         if like:
             return self._similar(self.row(like))

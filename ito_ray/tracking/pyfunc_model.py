@@ -1,8 +1,9 @@
-"""The code that MLflow stores beside the model and runs to serve it. It must work where ito_ray is not installed.
+"""The code that MLflow stores beside the model and runs to serve it. It must work where ito_ray is not installed: what
+it imports of us is put in when a model is registered (`export.standalone`), so that must import nothing else of us.
 
-A request is a table with the columns `text` (string) and `image` (the bytes of a JPEG, PNG or WebP; over HTTP, or
-wherever bytes are awkward, as base64). Each row fills one of them; rows of both kinds may be mixed. The answer has the
-same rows in the same order:
+A request is a table with the columns `text` (string) and `image` (the bytes of an image file of any format that
+training reads; over HTTP, or wherever bytes are awkward, as base64). Each row fills one of them; rows of both kinds may
+be mixed. The answer has the same rows in the same order:
 
     modality    "text" or "image"; null when the row failed
     embedding   list of D floats, L2-normalised; null when the row failed
@@ -18,7 +19,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,17 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from PIL import Image, ImageOps
+from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+from ito_ray.data.file_kinds import what_it_is
+from ito_ray.data.preprocess import TooManyPixels, clean_text, middle_square, open_image, to_rgb
+
 MAX_BATCH = 1024
-MAX_ELONGATION = 200
-"""Long side over short: the short one is scaled to the model's size, so a line of one pixel would become gigabytes."""
 
 
 class RowError(ValueError):
@@ -69,19 +68,6 @@ def _is_missing(value: object) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as in training: turned upright by EXIF, transparency on white, 16-bit grey scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float32) / 257
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
 class ImageTextEncoder(PythonModel):
     """Texts and images to embeddings, by a stock SentenceTransformer folder."""
 
@@ -98,6 +84,7 @@ class ImageTextEncoder(PythonModel):
         self.encoding = threading.Lock()
         folder = Path(context.artifacts["encoder"])
         check_files(folder)
+        self.size = int(json.loads((folder / "ito.json").read_text("utf-8"))["image"]["size"])
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
@@ -170,13 +157,13 @@ class ImageTextEncoder(PythonModel):
     def _text(self, text: object) -> str:
         if not isinstance(text, str):
             if _is_missing(text):
-                raise RowError("has neither text (a string) nor image (bytes or base64 of a JPEG, PNG or WebP).")
+                raise RowError("has neither text (a string) nor image (bytes or base64 of an image file).")
             raise RowError(f"text is {type(text).__name__}, not a string.")
         if len(text) > self.max_characters:
             raise RowError(f"text of {len(text)} characters; at most {self.max_characters} are allowed.")
         if text != text.encode("utf-8", "replace").decode():
             raise RowError("text has half of a surrogate pair, which is no character.")
-        return text
+        return clean_text(text)
 
     def _bytes(self, image: object) -> bytes:
         """What is in the column `image`, b"" for nothing."""
@@ -198,42 +185,30 @@ class ImageTextEncoder(PythonModel):
     def _batches(
         self, images: dict[int, bytes], batch: int, answer: _Answer
     ) -> Iterator[tuple[Sequence[int], Sequence[Image.Image]]]:
-        """Decoded images, at most `batch` and at most `max_pixels` together, so that memory stays bounded."""
+        """Squares, at most `batch` together."""
         rows: list[int] = []
         pictures: list[Image.Image] = []
-        pixels = 0
         for row, data in images.items():
             try:
-                picture = self._decode(data)
+                pictures.append(self._decode(data))
+                rows.append(row)
             except RowError as error:
                 answer.fail(row, error)
-                continue
-            size = picture.width * picture.height
-            if rows and (len(rows) == batch or pixels + size > self.max_pixels):
+            if len(rows) == batch:
                 yield rows, pictures
-                rows, pictures, pixels = [], [], 0
-            rows.append(row)
-            pictures.append(picture)
-            pixels += size
+                rows, pictures = [], []
         if rows:
             yield rows, pictures
 
     def _decode(self, data: bytes) -> Image.Image:
+        """The square that the encoder takes, as training read it."""
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    raise RowError(f"image of {width * height} pixels; at most {self.max_pixels} are allowed.")
-                if max(width, height) > MAX_ELONGATION * min(width, height):
-                    raise RowError(
-                        f"image of {width}×{height}; a side may be {MAX_ELONGATION} times the other at most."
-                    )
-                return to_rgb(image)
-        except RowError:
-            raise
+            return middle_square(to_rgb(open_image(data, self.max_pixels)), self.size)
+        except (TooManyPixels, Image.DecompressionBombError) as error:
+            raise RowError(f"image of too many pixels ({error}).") from error
         except Exception as error:  # a broken file makes Pillow raise almost anything
-            message = "image is not a readable JPEG, PNG or WebP"
-            raise RowError(f"{message} ({type(error).__name__}, {len(data)} bytes).") from error
+            kind = what_it_is(data) or f"{type(error).__name__}, {len(data)} bytes"
+            raise RowError(f"image cannot be read ({kind}).") from error
 
 
 class _Answer:

@@ -28,6 +28,7 @@ from ito_ray.config.schema import RESERVED_ALIASES
 from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
+from ito_ray.export.standalone import standalone
 from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first, logged_model
 from ito_ray.tracking.provenance import DatasetIdentity
 from ito_ray.tracking.run import Store, TrackedRun, dataset_input, open_client, open_experiment, refusals
@@ -183,13 +184,14 @@ def _upload(
     """
     requirements = [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
     with tempfile.TemporaryDirectory(prefix="ito-register-") as scratch:
-        path = Path(scratch, "model")
+        path, code = Path(scratch, "model"), Path(scratch, "pyfunc_model.py")
+        code.write_text(standalone(Path(__file__).with_name("pyfunc_model.py")), encoding="utf-8")
         save_model(
             str(path),
             mlflow_model=Model(
                 artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id, run_id=run_id
             ),
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            python_model=str(code),
             artifacts={ENCODER: str(folder)},
             signature=signature(),
             input_example=example(),

@@ -165,7 +165,8 @@ def test_what_is_no_image_is_called_what_it_is(kind: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [bytes(range(1, 200)), b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 "]
+    "data",
+    [bytes(range(1, 200)), b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 ", b"GIF89a  000"],
 )
 def test_bytes_of_no_known_kind_are_not_blamed_on_a_reader(data: bytes) -> None:
     with pytest.raises(BadSample) as caught:

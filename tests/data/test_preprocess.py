@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from ito_ray.data.preprocess import MAX_PIXELS, TooManyPixels, middle_square, read_image
+from ito_ray.data.preprocess import MAX_PIXELS, TooManyPixels, middle_square, read_image, to_rgb
 from tests.data.makers import encoded, noise, png
 from tests.data.odd_images import exif, odd_images, png_chunk, with_chunks
 
@@ -64,6 +64,7 @@ def test_a_path_gives_what_bytes_give(name: str, tmp_path: Path) -> None:
     image = read_image(tmp_path / name)
     assert image.mode == "RGB" and image.tobytes() == read_image(ODD[name]).tobytes()
     assert read_image(str(tmp_path / name), 20).size == (20, 20)
+    assert to_rgb(image.copy()).tobytes() == image.tobytes()  # not turned twice
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name.startswith(("long_", "many_"))])

@@ -80,6 +80,7 @@ def wordpiece(context: int) -> Any:
         bos_token="[CLS]",
         eos_token="[SEP]",
         model_max_length=context,
+        split_special_tokens=True,
     )
 
 

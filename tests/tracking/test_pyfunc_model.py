@@ -17,9 +17,16 @@ from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from PIL import Image
 
+from ito_ray.data.decode import decode_rgb
+from ito_ray.data.preprocess import clean_text
+from ito_ray.data.tokens import load_tokenizer
+from ito_ray.evaluation.encoder import TowerEncoder
 from ito_ray.export.parity import probe_images
-from ito_ray.tracking.pyfunc_model import ImageTextEncoder, to_rgb
+from ito_ray.export.standalone import standalone
+from ito_ray.tracking import pyfunc_model
+from ito_ray.tracking.pyfunc_model import ImageTextEncoder
 from ito_ray.tracking.signature import SERVING, example, signature
+from tests.data.odd_images import odd_images
 from tests.export.tiny import Exported, export
 
 
@@ -64,13 +71,13 @@ BAD_ROWS = {
     "text is list": (["a"], None),
     "half of a surrogate pair": ("half \ud83d", None),
     "text of 2001 characters": ("a" * 2001, None),
-    "image is not a readable": (None, b"\xff\xd8\xff not a picture"),
-    "image is not a readable JPEG, PNG or WebP (OSError": (None, NOISE[:4000]),
-    "image is not a readable JPEG": (None, b"GIF89a" + b"0" * 50),
-    "image of 10100 pixels; at most 10000": (None, png(Image.new("RGB", (101, 100)))),
+    "image cannot be read (": (None, b"\xff\xd8\xff not a picture"),
+    "image cannot be read (OSError": (None, NOISE[:4000]),
+    "image cannot be read (an HTML page": (None, b"<!doctype html><title>404</title>"),
+    "image cannot be read (U": (None, b"GIF89a" + b"0" * 50),
+    "image of too many pixels (101×100, 10000 are allowed)": (None, png(Image.new("RGB", (101, 100)))),
     "bytes; at most 9000": (None, NOISE),
     "base64 characters; at most 9000": (None, base64.b64encode(NOISE).decode()),
-    "image of 1×201; a side may be 200 times": (None, png(Image.new("RGB", (1, 201)))),
     "image is not base64; addresses and paths are not fetched": (None, "https://example.org/cat.png"),
     "image is not base64; addresses": (None, "/etc/hostname"),
     "image is dict, not bytes or base64": (None, {"path": "/etc/hostname"}),
@@ -178,12 +185,21 @@ def test_the_example_fits_the_signature(encoder: Any) -> None:
     assert encoder.predict(None, example())["error"].isna().all()
 
 
-def test_images_of_other_modes_become_what_training_sees() -> None:
-    half = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
-    assert to_rgb(half).getpixel((0, 0)) == (255, 255, 255)
-    assert to_rgb(Image.new("L", (4, 4), 7)).getpixel((1, 1)) == (7, 7, 7)
-    deep = Image.fromarray(np.full((4, 4), 257 * 90, dtype=np.uint16))
-    assert to_rgb(deep).getpixel((0, 0)) == (90, 90, 90)
-    turned = Image.new("RGB", (6, 3))
-    turned.getexif()[0x0112] = 6
-    assert to_rgb(Image.open(io.BytesIO(png(turned, exif=turned.getexif())))).size == (3, 6)
+def test_odd_images_and_texts_are_encoded_as_in_training(made: Exported) -> None:
+    """And so is a line of one pixel, which stock preprocessing would make gigabytes of."""
+    files = {**odd_images(), "line.png": png(Image.new("RGB", (1, 30_000), (200, 10, 10)))}
+    texts = ["salt &amp;amp; ｆｕｌｌ", "two\u200b green <|endoftext|> [SEP] boats"]
+    rows = table([None] * len(files) + texts, [*files.values(), None, None])
+    answer = load(made.folder, max_image_bytes=100_000_000).predict(None, rows, {"batch_size": 7})
+    assert answer["error"].isna().all(), answer["error"].dropna().tolist()
+    seen = [decode_rgb(data, max_pixels=64_000_000) for data in files.values()]
+    tokenizer = load_tokenizer(made.folder / "text_0_Transformer")
+    trained = TowerEncoder(made.model, tokenizer, "cpu")
+    expected = trained.encode_images(seen), trained.encode_texts([clean_text(text) for text in texts])
+    np.testing.assert_allclose(embeddings(answer), np.concatenate(expected), atol=1e-5)
+
+
+def test_the_code_that_is_registered_needs_no_ito_ray() -> None:
+    code = standalone(Path(pyfunc_model.__file__))
+    assert "import ito_ray" not in code and "from ito_ray" not in code
+    compile(code, "pyfunc_model.py", "exec")
