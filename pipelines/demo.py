@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from ito_ray import strict_json
+from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
 from ito_ray.data.heldout import HeldoutReader
@@ -27,6 +28,7 @@ from ito_ray.evaluation.gallery import Hit, Query
 from ito_ray.evaluation.pictures import gallery_png
 from ito_ray.runtime import job
 from ito_ray.runtime.console import Stages
+from ito_ray.tracking.sqlite import sqlite_uri
 from pipelines.command import console, exit_code
 from pipelines.prepare import Icons, prepare_icons
 
@@ -94,8 +96,10 @@ def run(options: Demo, console: Console) -> None:
     memory = PeakMemory()
     memory.start()
     cfg = recipe(options.recipe)
+    store = sqlite_uri(Path(cfg.output) / "mlflow" / "mlflow.db")  # its own, whatever MLFLOW_TRACKING_URI says
+    cfg = overlay(cfg, {"tracking": {"uri": store}}, source="demo")
 
-    console.print("[bold]▸ Draw the icons[/bold]")
+    console.print("▸ Draw the icons", style="bold")
     icons = ICONS[options.recipe]
     made = prepare_icons(icons)
     console.print(f"    {icons.out}" + ("" if made else " already holds them"))
@@ -122,7 +126,7 @@ def _use(cfg: Config, outcome: job.Outcome, console: Console) -> Path:
     from ito_ray.tracking.registry import load
 
     uri = outcome.registered.uri
-    console.print("[bold]▸ Use it: all that anybody needs, without this package[/bold]")
+    console.print("▸ Use it: all that anybody needs, without this package", style="bold")
     console.print(f'    mlflow.pyfunc.load_model("{uri}")', soft_wrap=True)
     console.print(f'    SentenceTransformer("{_short(outcome.encoder)}")', soft_wrap=True)
     registered, encoder = load(uri, outcome.run.store), FolderEncoder(outcome.encoder)
@@ -197,9 +201,12 @@ def _summary(outcome: job.Outcome, seconds: Mapping[str, float], total: float, m
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run the demo; the exit code."""
-    options = tyro.cli(Demo, prog="python -m pipelines.demo", args=arguments)
     stopped = "Stopped. The same command again resumes from the newest checkpoint."
-    return exit_code(lambda: run(options, console()), stopped=stopped)
+    return exit_code(lambda: _run(arguments), stopped=stopped)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    run(tyro.cli(Demo, prog="python -m pipelines.demo", args=arguments), console())
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import psutil
 import torch
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from ito_ray import strict_json
 from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
+from ito_ray.data.job_folder import write_json
 from ito_ray.data.survey import Reach, Survey, advice, numbers, views_ms
 from ito_ray.data.tally import said
 from ito_ray.errors import ConfigError
@@ -133,14 +133,14 @@ def look_into(cfg: Config, options: Doctor, console: Console) -> dict[str, Any]:
     found["advice"] = advice(found, cfg.data, workers=cfg.train.workers.most)
     show(found, cfg, console)
     if options.json:
-        options.json.write_text(strict_json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        console.print(f"Numbers  {options.json}", soft_wrap=True, markup=False)
+        write_json(options.json, found)
+        console.print(f"Numbers  {options.json}", soft_wrap=True)
     if options.pictures and survey.pairs:
         options.pictures.mkdir(parents=True, exist_ok=True)
         title = f"{len(survey.pairs)} random pairs of {' '.join(cfg.data.train)}"
         contact_png(survey.pairs, options.pictures / "contact.png", title=title)
         page = contact_html(survey.pairs, options.pictures / "contact.html", title=title)
-        console.print(f"Pictures {page.with_suffix('.png')} and {page.name}", soft_wrap=True, markup=False)
+        console.print(f"Pictures {page.with_suffix('.png')} and {page.name}", soft_wrap=True)
     return found
 
 
@@ -168,14 +168,14 @@ def show(found: dict[str, Any], cfg: Config, console: Console) -> None:
             f"{rate:,.0f} samples/s a core; decoding alone at full size {found['decode_ms']:.1f} ms",
         ),
     ):
-        table.add_row(what, escape(text))
+        table.add_row(what, text)
     console.print(table)
     if found["read"] and found["good"]:
         console.print(_spread(found))
     if found["dropped"]:
         console.print(_dropped(found))
     for text in found["advice"]:
-        console.print(f"[yellow]![/yellow] {escape(text)}", soft_wrap=True)
+        console.print(Text.assemble(("!", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def _spread(found: dict[str, Any]) -> Table:
@@ -206,18 +206,22 @@ def _dropped(found: dict[str, Any]) -> Table:
     table.add_column("share", justify="right")
     table.add_column("for instance")
     for reason, count in found["dropped"].items():
-        example = escape(found["examples"][reason][0])
-        table.add_row(reason, f"{count:,}", f"{count / found['read']:.2%}", example)
+        table.add_row(reason, f"{count:,}", f"{count / found['read']:.2%}", found["examples"][reason][0])
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 when something is missing, 2 for a mistake on the command line."""
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = tyro.cli(Doctor, prog="python -m pipelines.doctor", args=arguments)
-    return exit_code(lambda: _run(options, console()))
+    return diagnose(options, console())
 
 
-def _run(options: Doctor, console: Console) -> int:
+def diagnose(options: Doctor, console: Console) -> int:
+    """Machine, then shards if any are named; the exit code."""
     cfg = settings(options)
     findings = examine(options)
     _print(findings, console)
@@ -228,17 +232,15 @@ def _run(options: Doctor, console: Console) -> int:
     if wrong:
         return 1
     data = f" --data.train {' '.join(options.data)}" if options.data else ""
-    console.print(
-        f"Next: python -m pipelines.train --recipe {options.recipe or 'icons_cpu'}{data}", soft_wrap=True, markup=False
-    )
+    console.print(f"Next: python -m pipelines.train --recipe {options.recipe or 'icons_cpu'}{data}", soft_wrap=True)
     return 0
 
 
 def _print(findings: Sequence[Finding], console: Console) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        mark = "[red]✗[/red]" if finding.advice else "[green]✓[/green]"
-        table.add_row(mark, finding.what, escape(finding.found), escape(finding.advice))
+        mark = Text("✗", "red") if finding.advice else Text("✓", "green")
+        table.add_row(mark, finding.what, finding.found, finding.advice)
     console.print(table)
 
 

@@ -97,7 +97,7 @@ def run(options: Embed, console: Console) -> dict[str, Any]:
 
     model = find_model(options.model, options.tracking_uri)
     spec = Spec(options.what, options.dtype, options.thumbnail, options.max_pixels, model.size)
-    console.print(f"Model {model.title}", soft_wrap=True, markup=False)
+    console.print(f"Model {model.title}", soft_wrap=True)
     with alone(options.out.absolute()):
         job = open_job(options.out, options.data, options.columns, spec, model)
         speed = None
@@ -105,7 +105,7 @@ def run(options: Embed, console: Console) -> dict[str, Any]:
             manifest, speed = embed(job, options.pool(), console, batch=options.batch_size, verbose=options.verbose)
         else:
             manifest = job
-            console.print(f"{options.out} already holds these embeddings, nothing to do", soft_wrap=True, markup=False)
+            console.print(f"{options.out} already holds these embeddings, nothing to do", soft_wrap=True)
     _report(options.out, manifest, speed, console)
     return manifest
 
@@ -119,7 +119,7 @@ def _report(out: Path, manifest: dict[str, Any], speed: Speed | None, console: C
         table.add_column(header, justify="right")
     for what, count in as_counts(manifest):
         table.add_row(what, f"{count:,}", f"{count / manifest['read']:.2%}")
-    table.add_row("[bold]sum = read[/bold]", f"[bold]{manifest['read']:,}[/bold]", "")
+    table.add_row("sum = read", f"{manifest['read']:,}", "", style="bold")
     if notes := manifest.get("notes"):
         table.add_row(f"noted: {said(notes)}")
     console.print(table)
@@ -128,22 +128,24 @@ def _report(out: Path, manifest: dict[str, Any], speed: Speed | None, console: C
         f"{kinds} vectors of {manifest['width']} {manifest['request']['dtype']} in {len(manifest['files']):,} files "
         f"of {out / 'embeddings'}",
         soft_wrap=True,
-        markup=False,
     )
     if speed is not None and speed.rows:
         rate = f"{speed.rows:,} rows in {speed.seconds:.1f} s: {speed.rows_per_second:,.1f} rows/s"
         console.print(f"{rate}, after {speed.start:.1f} s in which actors started")
     if manifest["dropped"]:
-        console.print(f"Each dropped row with its reason: {out / 'rejected.parquet'}", soft_wrap=True, markup=False)
+        console.print(f"Each dropped row with its reason: {out / 'rejected.parquet'}", soft_wrap=True)
     if manifest["dropped"].get("shard_unreadable"):
         console.print("Rows lost to a store that failed: the same command tries them again.")
-    console.print(f"Next: python -m pipelines.search index {out} --out {out.name}-index", soft_wrap=True, markup=False)
+    console.print(f"Next: python -m pipelines.search index {out} --out {out.name}-index", soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and embed; the exit code."""
-    options = tyro.cli(Embed, prog="python -m pipelines.embed", args=arguments)
-    return exit_code(lambda: run(options, console()), stopped="Stopped. The same command again goes on.")
+    return exit_code(lambda: _run(arguments), stopped="Stopped. The same command again goes on.")
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    run(tyro.cli(Embed, prog="python -m pipelines.embed", args=arguments), console())
 
 
 if __name__ == "__main__":

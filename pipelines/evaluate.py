@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
@@ -103,7 +104,8 @@ class Evaluate(Measured):
     out: Path = Path("evaluation")
     """Folder for the results; those of an earlier evaluation are replaced."""
     tracking_uri: str = ""
-    """Registry to take models:/ from and to log to; without it, the SQLite file in the recipe's output folder."""
+    """Registry to take models:/ from and to log to; default: the recipe's, MLFLOW_TRACKING_URI, else the SQLite file in
+    the recipe's output folder."""
     run: str = ""
     """MLflow run to log numbers, page and pictures to, and to take curves from: an id, or `new`."""
 
@@ -190,7 +192,7 @@ def _measure(opened: _Opened, options: Evaluate, cfg: Config, console: Console) 
         from ito_ray.runtime.evaluate import RayPasses  # and Ray only when asked for
 
         passes = RayPasses(opened.address, cfg, options.workers, opened.model)
-    with console.status(f"Encoding with {opened.model} …"):
+    with console.status(Text(f"Encoding with {opened.model} …")):
         return evaluate(
             opened.encoder,
             cfg,
@@ -281,8 +283,11 @@ def _store(options: Evaluate, cfg: Config) -> Store:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate; the exit code."""
-    options = tyro.cli(Evaluate, prog="python -m pipelines.evaluate", args=arguments)
-    return exit_code(lambda: run(options, console()))
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    run(tyro.cli(Evaluate, prog="python -m pipelines.evaluate", args=arguments), console())
 
 
 if __name__ == "__main__":

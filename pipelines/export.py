@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from ito_ray.errors import ExportError
 from pipelines.command import console, exit_code
@@ -99,17 +98,15 @@ def run(arguments: Arguments, console: Console) -> None:
     console.print(
         f"made: {arguments.out}, {len(made.files)} files and their manifest, {megabytes:.1f} MB "
         f"({time.perf_counter() - start:.0f} s)",
-        highlight=False,
         soft_wrap=True,
     )
     console.print(
         f"checked without ito_ray: largest difference to {arguments.encoder} {made.max_abs_difference:.2g}",
-        highlight=False,
         soft_wrap=True,
     )
     if made.int8:
-        console.print(str(made.int8), highlight=False, soft_wrap=True)
-    console.print(escape(USAGE[arguments.to].format(out=arguments.out)), highlight=False, soft_wrap=True)
+        console.print(str(made.int8), soft_wrap=True)
+    console.print(USAGE[arguments.to].format(out=arguments.out), soft_wrap=True)
 
 
 def _pairs(arguments: Arguments) -> tuple[list[tuple[Image.Image, str]], str]:
@@ -130,8 +127,11 @@ def _pairs(arguments: Arguments) -> tuple[list[tuple[Image.Image, str]], str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when converted, 2 when something that the user can mend is wrong."""
-    parsed = tyro.cli(Arguments, prog="python -m pipelines.export", description=__doc__, args=arguments)
-    return exit_code(lambda: run(parsed, console()))
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    run(tyro.cli(Arguments, prog="python -m pipelines.export", description=__doc__, args=arguments), console())
 
 
 if __name__ == "__main__":

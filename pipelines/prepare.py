@@ -205,9 +205,9 @@ def _prepare_shards(options: Output, console: Console) -> None:
     manifest, made = prepare(options, console)
     totals, out = manifest["totals"], options.out
     if made:
-        console.print(f"Made {out} in {time.perf_counter() - start:.1f} s", soft_wrap=True, markup=False)
+        console.print(f"Made {out} in {time.perf_counter() - start:.1f} s", soft_wrap=True)
     else:
-        console.print(f"{out} already holds this data, nothing to do", soft_wrap=True, markup=False)
+        console.print(f"{out} already holds this data, nothing to do", soft_wrap=True)
     console.print(_account(manifest))
     captions = manifest["captions"]
     console.print(
@@ -216,15 +216,14 @@ def _prepare_shards(options: Output, console: Console) -> None:
         f"{captions['of_dropped']:,} dropped with their sample"
     )
     if manifest["dropped"]:
-        console.print(f"Each dropped input with its reason: {out / DROPPED}", soft_wrap=True, markup=False)
+        console.print(f"Each dropped input with its reason: {out / DROPPED}", soft_wrap=True)
     if manifest["dropped"].get("duplicate_key") and isinstance(options, Shards) and options.keys == "own":
         console.print("If the keys begin anew in every shard, the pictures differ: remove the folder, add --keys shard")
     heldout = f" --data.heldout {out / 'val'}" if manifest["written"]["val"] else ""
-    console.print(f"Next: python -m pipelines.doctor --data {out / 'train'}", soft_wrap=True, markup=False)
+    console.print(f"Next: python -m pipelines.doctor --data {out / 'train'}", soft_wrap=True)
     console.print(
         f"then: python -m pipelines.train --recipe cc12m_vitb16 --data.train {out / 'train'}{heldout}",
         soft_wrap=True,
-        markup=False,
     )
 
 
@@ -235,7 +234,7 @@ def _account(manifest: dict[str, Any]) -> RichTable:
     table.add_column("Share", justify="right")
     for what, count in reasons_of(manifest):
         table.add_row(what, f"{count:,}", f"{count / manifest['inputs']:.2%}")
-    table.add_row("[bold]sum = inputs[/bold]", f"[bold]{manifest['inputs']:,}[/bold]", "")
+    table.add_row("sum = inputs", f"{manifest['inputs']:,}", "", style="bold")
     if notes := manifest.get("notes"):
         table.add_row(f"noted: {said(notes)}")
     return table

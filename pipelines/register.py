@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ito_ray.config.gate import Gate
+from ito_ray.config.schema import Config
 from ito_ray.errors import ExportError
 from pipelines.command import console, exit_code
 from pipelines.evaluate import Measured
@@ -36,8 +38,9 @@ REFUSED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    tracking_uri: str
-    """MLflow server, or sqlite:///path/to/mlflow.db. A token belongs into MLFLOW_TRACKING_TOKEN."""
+    tracking_uri: str = ""
+    """MLflow server, or sqlite:///path/to/mlflow.db; default: MLFLOW_TRACKING_URI, else the SQLite file in runs/mlflow.
+    A token belongs into MLFLOW_TRACKING_TOKEN."""
     name: str = "ito-dual-encoder"
     """Registered model."""
 
@@ -47,7 +50,7 @@ class _Model:
         from ito_ray.tracking.aliases import Registry
         from ito_ray.tracking.run import open_client
 
-        store = find_store(self.tracking_uri, ".")
+        store = find_store(self.tracking_uri, Config().output)
         return Registry(open_client(store), store, self.name)
 
 
@@ -92,7 +95,7 @@ class Register(_Model):
             f"{verified.max_abs_difference:.2g} ({time.perf_counter() - start:.0f} s)",
             soft_wrap=True,
         )
-        store = resolve_store(self.tracking_uri, ".")
+        store = resolve_store(self.tracking_uri, Config().output)
         if known := find(verified.digest, store=store, model_name=self.name):
             console.print(f"registered before: {known.uri}, version {known.version}", soft_wrap=True)
             return 0
@@ -139,7 +142,7 @@ class Promote(_Model, Measured):
         )
         console.print(_criteria(outcome))
         for sentence in outcome.refusals:
-            console.print(f"refused: {sentence}", soft_wrap=True, markup=False)
+            console.print(f"refused: {sentence}", soft_wrap=True)
         if outcome.promoted:
             console.print(f"promoted: models:/{self.name}@champion is version {outcome.version}", soft_wrap=True)
         console.print(f"The decision: MLflow run {outcome.run_id}, decision.json", soft_wrap=True)
@@ -196,7 +199,7 @@ def _criteria(outcome: Outcome) -> Table:
     table.add_column("criterion", no_wrap=True)
     for header in ("", "measured", "required"):
         table.add_column(header)
-    marks = {True: "[green]passed[/green]", False: "[red]failed[/red]", None: "–"}
+    marks = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text("–")}
     for one in outcome.decision.criteria:
         table.add_row(one.name, marks[one.passed], one.sentence if one.passed is None else one.measured, one.required)
     return table

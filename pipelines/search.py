@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ito_ray.config.schema import DataConfig
@@ -117,10 +116,9 @@ def build_index(options: BuildIndex, console: Console) -> None:
         f"{len(index):,} {facts['kind']} vectors of {facts['width']} {facts['dtype']} in {options.out} "
         f"({time.perf_counter() - started:.1f} s); search: {way}, {facts['milliseconds']:.2f} ms a query",
         soft_wrap=True,
-        markup=False,
     )
-    console.print(f'Next: python -m pipelines.search query {options.out} "a red heart"', soft_wrap=True, markup=False)
-    console.print(f"or: python -m pipelines.search query {options.out} --serve", soft_wrap=True, markup=False)
+    console.print(f'Next: python -m pipelines.search query {options.out} "a red heart"', soft_wrap=True)
+    console.print(f"or: python -m pipelines.search query {options.out} --serve", soft_wrap=True)
 
 
 def query(options: Query, console: Console) -> None:
@@ -150,7 +148,7 @@ def query(options: Query, console: Console) -> None:
             write_page(options.page, _page(options, index, picture, hits, note))
         except OSError as error:
             raise ConfigError(f"--page {options.page} cannot be written: {error}.") from error
-        console.print(f"Page  {options.page}", soft_wrap=True, markup=False)
+        console.print(f"Page  {options.page}", soft_wrap=True)
 
 
 def _encoder(options: Query, index: Index) -> Encoder:
@@ -170,7 +168,7 @@ def _serve(options: Query, index: Index, encoder: Encoder, console: Console) -> 
 
     with SearchServer(index, encoder, host=options.host, port=options.port, top=max(options.top, 24)) as server:
         encoder.encode_texts(["warm up"])
-        console.print(f"Serving {options.index} at {server.url} (Ctrl-C stops)", soft_wrap=True, markup=False)
+        console.print(f"Serving {options.index} at {server.url} (Ctrl-C stops)", soft_wrap=True)
         if not server.local_only:
             console.print("Others can reach this address: there is no password.")
         server.serve_forever()
@@ -211,7 +209,7 @@ def _table(hits: Sequence[Hit]) -> Table:
     for number, hit in enumerate(hits, 1):
         entry = hit.entry
         shard = entry.shard.rpartition("/")[2]
-        table.add_row(str(number), f"{hit.similarity:.3f}", *map(escape, (entry.key, entry.caption, shard)))
+        table.add_row(str(number), f"{hit.similarity:.3f}", entry.key, entry.caption, shard)
     return table
 
 

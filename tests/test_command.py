@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -104,3 +105,54 @@ def test_other_threads_may_run_it() -> None:
 def test_lines_of_a_log_are_not_broken_at_80(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
     assert console().width == LOG_WIDTH
+
+
+SAYS = """
+import sys
+from pipelines.command import console, exit_code
+def run():
+    console().print("▸ [v2] :cat: → 猫")
+    print("again …")
+    print("wrong", file=sys.stderr)
+    return {code}
+sys.exit(exit_code(run))
+"""
+
+
+def _say(redirect: str = "", code: int = 0, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    command = ["sh", "-c", f'"$0" -c "$1" {redirect}', sys.executable, SAYS.format(code=code)]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **variables}, check=False)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8", "▸ [v2] :cat: → 猫\nagain …\n".encode()),
+        ("latin-1", b"> [v2] :cat: -> \\u732b\nagain ...\n"),
+        ("ascii", b"> [v2] :cat: -> \\u732b\nagain ...\n"),
+    ],
+)
+def test_any_encoding_takes_any_text(encoding: str, said: bytes) -> None:
+    done = _say(PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, b"wrong\n")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("redirect", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "> /dev/full", "> /dev/full 2>&1"])
+def test_nobody_need_listen(redirect: str, code: int) -> None:
+    """Closed, or on a full disk: the command goes on, and its exit code is its own."""
+    done = _say(redirect, code)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+    assert (b"wrong" in done.stderr) == ("2>&" not in redirect)
+    assert (b"No space left" in done.stderr) == (redirect == "> /dev/full")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_reader_may_leave(code: int) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", SAYS.format(code=code)]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, check=False)
+    os.close(written)
+    assert (done.returncode, done.stderr) == (code, b"wrong\n")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from ito_ray.errors import ConfigError, DataError
+from ito_ray.redact import redact_all, without_secrets
 from tune.axes import Changes
 
 State = Literal["open", "finished", "stopped", "failed", "crashed"]
@@ -165,7 +166,7 @@ class Book:
             ConfigError: the sweep was started with others.
         """
         for name, value in settings.items() if self.settings else ():
-            known, now = self.settings.get(name), json.loads(json.dumps(value))
+            known, now = (without_secrets(one) for one in (self.settings.get(name), json.loads(json.dumps(value))))
             same = known == now
             if name in growing and known:
                 same = [*known.items()] == [*now.items()][: len(known)]
@@ -246,7 +247,7 @@ class Book:
         return [one for one in self.trials.values() if one.state == "open" and one.job.phase == phase]
 
     def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps(event, ensure_ascii=False)
+        line = json.dumps(redact_all(event), ensure_ascii=False)
         self._file.write(line + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

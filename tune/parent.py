@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ito_ray.config.schema import Config
+from ito_ray.redact import without_secrets
 from ito_ray.runtime import preflight
 from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
 from ito_ray.tracking.run import Status, TrackedRun, open_run
@@ -59,7 +60,7 @@ def endings(book: Book, *, only_ended: bool = False) -> dict[str, tuple[Status, 
 
 def fields(cfg: Config) -> dict[str, Any]:
     """What may not change when a sweep goes on, by dotted name: all but names and places."""
-    config = cfg.model_dump(mode="json", exclude={"tracking": True, "output": True, "name": True})
+    config = without_secrets(cfg.model_dump(mode="json", exclude={"tracking": True, "output": True, "name": True}))
     return {name: value for section in config.items() for name, value in _flat(*section)}
 
 

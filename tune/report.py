@@ -18,10 +18,11 @@ from typing import Any
 
 import optuna
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from ito_ray.errors import DataError
+from ito_ray.evaluation.html_templates import page_templates
 from pipelines.command import exit_code
 from tune import pictures
 from tune.book import BASELINE, TEST, Book
@@ -99,13 +100,7 @@ def write_report(out: Path, book: Book, *, name: str) -> Path:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates(Path(__file__).parent)
     environment.filters["words"] = settings
     return environment
 

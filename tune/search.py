@@ -50,7 +50,7 @@ def _run(words: Sequence[str]) -> None:
     out.print(f"Report   {result.report}", soft_wrap=True)
     if result.registered:
         out.print(f"Winner   {result.registered}", soft_wrap=True)
-    out.print(f"Next: mlflow ui --backend-store-uri {result.tracked.store.uri}", soft_wrap=True)
+    out.print(f"Next: mlflow ui --backend-store-uri {result.tracked.store.address}", soft_wrap=True)
 
 
 def _print_space(space: Space, out: Console) -> None:

@@ -16,6 +16,7 @@ from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, job, preflight
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.address import with_store
 from ito_ray.tracking.run import TrackedRun
 from ito_ray.tracking.sweep import child_tags, settle
 from tune.axes import Space
@@ -66,6 +67,7 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
     os.environ.update(ENVIRONMENT)
     folder = sweep_folder(cfg, space)
     with Book(folder / BOOK) as book:
+        cfg = with_store(cfg, folder)
         with stages.stage(f"Check the space, the data and the cluster for {folder.name}"):
             space.check(cfg)
             require_metrics(Objective(options.objective, options.against), cfg)

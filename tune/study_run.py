@@ -19,6 +19,7 @@ from ito_ray.runtime import cluster, preflight
 from ito_ray.runtime.console import Stages
 from ito_ray.runtime.desk import Order
 from ito_ray.runtime.launch import TokenizerFiles
+from ito_ray.tracking.address import with_store
 from ito_ray.tracking.evaluation import log_evaluation
 from ito_ray.tracking.run import TrackedRun
 from ito_ray.tracking.sweep import child_tags, children, settle
@@ -66,6 +67,7 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
     folder = output.absolute() / study.name
     cfg = overlay(study.base, {"output": str(output)}, source=f"study {study.name}")
     with Book(folder / BOOK) as book:
+        cfg = with_store(cfg, folder)
         with stages.stage(f"Check the arms, the data and the cluster for {study.name}"):
             for changes in study.arms.values():
                 apply(cfg, changes, source=f"study {study.name}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from ito_ray.runtime.console import PLAIN_LINE_EVERY_SECONDS
 from tune.axes import Changes
@@ -93,9 +94,9 @@ class SweepTable:
             score = f"{self._score(trial):.4f}" if trial.curve else "–"
             words = (settings(trial.changes()) or "the recipe") + since(trial)
             table.add_row(
-                trial.job.key, "waiting" if trial.due else _word(trial.state), f"{trial.steps:,}", score, words
+                trial.job.key, "waiting" if trial.due else _word(trial.state), f"{trial.steps:,}", score, Text(words)
             )
-        table.caption = self.line()
+        table.caption = Text(self.line())
         table.caption_justify = "left"
         return table
 

@@ -303,7 +303,7 @@ class TrackingConfig(Section):
     """Where runs are tracked and the encoder is registered."""
 
     uri: str = ""
-    """MLflow tracking and registry URI; empty = SQLite in `<output>/mlflow`."""
+    """MLflow tracking and registry URI; empty = MLFLOW_TRACKING_URI, else SQLite in `<output>/mlflow`."""
     experiment: str = "ito"
     model_name: str = "ito-dual-encoder"
     alias: str = "candidate"

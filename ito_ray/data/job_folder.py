@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ito_ray import strict_json
 from ito_ray.data.write import PARTIAL
 from ito_ray.errors import DataError
+from ito_ray.redact import redact_all
 
 
 @contextmanager
@@ -78,9 +79,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Indented UTF-8."""
+    """Indented UTF-8, without secrets."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    partial.write_text(strict_json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.write_text(strict_json.dumps(redact_all(value), indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(path)
 
 

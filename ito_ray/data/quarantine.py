@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ito_ray.data.tally import Lost
-from ito_ray.redact import redact
 
 FOLDER, MERGED = "quarantine", "quarantine.parquet"
 SCHEMA = pa.schema(
@@ -53,10 +52,10 @@ class Quarantine:
         self._rows += [
             (
                 self._names[one.source],
-                redact(one.shard),
+                one.shard,
                 one.key,
                 one.reason,
-                redact(one.detail),
+                one.detail,
                 now,
                 entry,
                 one.place,

@@ -34,6 +34,7 @@ from ito_ray.data.shards import Shard, open_shard
 from ito_ray.data.tar import TarSample, read_tar, unpack
 from ito_ray.data.tar_layout import Layout
 from ito_ray.data.tar_members import TEXT_EXTENSIONS
+from ito_ray.redact import redact
 
 Needs = Literal["pair", "image", "text"]
 """What makes a row good. `image`: captions are taken where they can be read; `text`: the image is not looked at."""
@@ -47,6 +48,7 @@ class BadSample(Exception):
     """A sample that cannot be used; caught where samples are counted, never shown to the user as an error."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = redact(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -69,7 +71,10 @@ def one_sample() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image with its cleaned captions. `bad`: a reason, None when the row is good and has what was needed of it."""
+    """One image with its cleaned captions. `bad`: a reason, None when the row is good and has what was needed of it.
+
+    `url` and `detail` are for people and files: whatever secrets they are given are not kept.
+    """
 
     key: str
     image: bytes | None
@@ -83,6 +88,10 @@ class Row:
     notes: tuple[str, ...] = ()
     """What is to be counted of a row that is good all the same: for each caption left out, why; for each member of a
     tar with several dots in its name, where the key ends."""
+
+    def __post_init__(self) -> None:
+        for name in ("url", "detail"):
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
 
 def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:

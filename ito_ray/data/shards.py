@@ -28,6 +28,7 @@ from fsspec.spec import AbstractBufferedFile
 from ito_ray.data import parquet, tar
 from ito_ray.data.walk import PassedOver, is_folder, literal_part, local_path, match_local, walk
 from ito_ray.errors import DataError
+from ito_ray.redact import remember, without_secrets
 
 GZIPPED = (".tar.gz", ".tgz")
 COMPRESSED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -220,11 +221,8 @@ def shards_among(files: Sequence[Found], passed: PassedOver) -> list[Shard]:
 
 def public_url(url: str) -> str:
     """The address without what may be secret: user, password and options."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    host, slash, path = rest.split("?", 1)[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    scheme, separator, rest = without_secrets(url).partition("://")
+    return f"{scheme}://{rest.split('?', 1)[0]}" if separator else url
 
 
 def expand_braces(pattern: str, field: str) -> list[str]:
@@ -363,6 +361,7 @@ def _plain(url: str) -> str:
 
 def _locate(url: str) -> tuple[AbstractFileSystem, str, Callable[[str], str]]:
     """File system, path in it, and the function from such a path back to an address that any machine can open."""
+    remember(url)  # errors of the store's library may quote a part of it
     local = local_path(url)
     if local is not None:
         return LocalFileSystem(), local, str

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ito_ray.data.survey import Pair
+from ito_ray.evaluation.html_templates import page_templates
+from ito_ray.redact import redact
 
 _COLUMNS = 6
 _INK, _SOFT = "#16191d", "#5a6472"
@@ -28,12 +29,19 @@ def contact_png(pairs: Sequence[Pair], path: Path, *, title: str) -> Path:
         path: where to write; returned.
         title: in the first line.
     """
+    title = redact(title)
     rows = -(-len(pairs) // _COLUMNS)
     height = 0.5 + 2.45 * rows
     figure = Figure(figsize=(1.9 * _COLUMNS, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(
-        0.015, 1 - 0.25 / height, textwrap.shorten(title, 110), weight="bold", color=_INK, va="center", parse_math=False
+        0.015,
+        1 - 0.25 / height,
+        textwrap.shorten(title, 110),
+        weight="bold",
+        color=_INK,
+        va="center",
+        parse_math=False,
     )
     for number, pair in enumerate(pairs):
         row, column = divmod(number, _COLUMNS)
@@ -61,13 +69,7 @@ def contact_png(pairs: Sequence[Pair], path: Path, *, title: str) -> Path:
 
 def contact_html(pairs: Sequence[Pair], path: Path, *, title: str) -> Path:
     """Write one self-contained page with all captions of each pair; returns `path`. All texts are escaped."""
-    environment = Environment(
-        loader=PackageLoader("ito_ray", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates(Path(__file__).parent)
     pictures = [f"data:image/webp;base64,{base64.b64encode(pair.thumbnail).decode('ascii')}" for pair in pairs]
     html = environment.get_template("contact.html.jinja").render(
         title=title, entries=list(zip(pairs, pictures, strict=True))

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ito_ray.evaluation.gallery import Query
+from ito_ray.evaluation.html_templates import page_templates
 from ito_ray.evaluation.report import Grid, Report, Section
 
 
@@ -63,13 +63,7 @@ def gallery_html(
         usage: code that loads and uses the model, shown as it is; empty = no such part.
         dataset: what it was evaluated on, in a few words.
     """
-    environment = Environment(
-        loader=PackageLoader("ito_ray", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates(Path(__file__).parent)
     environment.filters["webp"] = lambda data: _data_uri(data, "image/webp")
     environment.filters["inline"] = _inline
     html = environment.get_template("page.html.jinja").render(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ito_ray import strict_json
 from ito_ray.evaluation.embed import PairEmbeddings
 from ito_ray.evaluation.intervals import bootstrap_ci, paired_ci
+from ito_ray.redact import redact_all
 
 Unit = Literal["share", "rank", "distance", "count"]
 
@@ -191,7 +192,7 @@ class Report:
             "chance": {m.name: m.chance for m in self.measures if m.chance is not None},
             "dropped": dict(self.dropped),
         }
-        return strict_json.dumps(document, indent=2) + "\n"
+        return strict_json.dumps(redact_all(document), indent=2) + "\n"
 
 
 def _times(ratio: float) -> str:

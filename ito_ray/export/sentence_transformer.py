@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from ito_ray.errors import ExportError
 from ito_ray.export.checks import write_manifest
 from ito_ray.export.standalone import reading_code
+from ito_ray.redact import redact_all
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -259,8 +260,8 @@ def make_public(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented UTF-8 JSON with a newline at its end."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Indented UTF-8 JSON with a newline at its end, without secrets."""
+    path.write_text(json.dumps(redact_all(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -21,6 +21,11 @@ from ito_ray.errors import ClusterError, ItoError
 OBJECT_STORE_BYTES = 1 << 30
 """Of a local Ray. The stream holds a few blocks at a time; Ray's default would be a third of the memory."""
 
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where Ray's sockets go when TMPDIR will not do, the first that does."""
+LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.00000")
+"""Bytes that the system leaves of a socket's path for the temporary folder."""
+
 ANSWER_SECONDS = 20.0
 """How long the head of a cluster may take to accept a connection."""
 
@@ -97,6 +102,7 @@ def connect(*, verbose: bool) -> None:
         return
     # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
+    _require_short_folder()
     with _environment(ALONE), own_signals(), _refusals("Ray does not start on this machine, which may be too busy"):
         ray.init(
             address="local",
@@ -105,6 +111,24 @@ def connect(*, verbose: bool) -> None:
             logging_level=level,
             log_to_driver=verbose,
         )
+
+
+def _require_short_folder() -> None:
+    """Name Ray another temporary folder, where TMPDIR is too long for the path of a socket or cannot be written to.
+
+    Raises:
+        ClusterError: no temporary folder will do.
+    """
+    given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or TEMPORARY[0]
+    for folder in dict.fromkeys((given, *TEMPORARY)):
+        if len(os.fsencode(folder)) <= LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
+            if folder != given:
+                os.environ["RAY_TMPDIR"] = folder
+            return
+    raise ClusterError(
+        f"Ray needs a folder for its sockets, but TMPDIR={given} has more than {LONGEST_FOLDER} characters or cannot "
+        f"be written to, and neither can {' or '.join(TEMPORARY)}: set TMPDIR to a shorter one."
+    )
 
 
 def _require_answer(address: str) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from ito_ray.data.tally import Account, said
 from ito_ray.runtime.nodes import Finding
@@ -42,20 +42,20 @@ class Stages:
     def stage(self, title: str) -> Iterator[None]:
         """Print the heading; afterwards note how long it took under `title`."""
         self.number += 1
-        self.console.print(f"[bold]▸ {self.number}/{self.total} {title}[/bold]")
+        self.console.print(Text(f"▸ {self.number}/{self.total} {title}", "bold"))
         started = time.perf_counter()
         yield
         self.seconds[title] = time.perf_counter() - started
 
     def say(self, text: str) -> None:
         """A line of what the stage found."""
-        self.console.print(f"    {text}", highlight=False)
+        self.console.print(Text(f"    {text}"))
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """What preflight found on the cluster, with advice where something will hurt."""
         table = Table("cluster", "found", "advice", box=None, pad_edge=False)
         for one in findings:
-            table.add_row(one.what, escape(one.found), f"[yellow]{escape(one.advice)}[/yellow]")
+            table.add_row(one.what, Text(one.found), Text(one.advice, "yellow"))
         if findings:
             self.console.print(Padding(table, (0, 0, 0, 4)))
 
@@ -67,7 +67,7 @@ class Stages:
             if one.notes:
                 reasons += f"; noted: {said(one.notes)}"
             numbers = (f"{one.read:,}", f"{one.delivered:,}", f"{one.pending:,}", f"{one.fraction:.1%}")
-            table.add_row(name, *numbers, reasons)
+            table.add_row(Text(name), *numbers, Text(reasons))
         self.console.print(Padding(table, (0, 0, 0, 4)))
 
 
@@ -84,7 +84,7 @@ class TrainingLine:
             TextColumn("    step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -145,10 +145,10 @@ class TrainingLine:
 def progress_line(console: Console, title: str) -> Iterator[Callable[[float, str], None]]:
     """A bar with the time left, on a terminal; call what it gives with the share done (0…1) and a text."""
     with Progress(
-        TextColumn("    {task.description}"),
+        TextColumn("    {task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),

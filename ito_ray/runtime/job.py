@@ -33,6 +33,7 @@ from ito_ray.runtime.feed import bytes_ahead
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.restore import restore
 from ito_ray.runtime.upload import Uploads
+from ito_ray.tracking.address import with_store
 from ito_ray.tracking.outbox import JOURNAL, Outbox
 from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
 from ito_ray.tracking.registry import Registered, find, register
@@ -102,6 +103,7 @@ def run(
     """
     folder = Path(cfg.output).absolute() / cfg.name
     with job_folder.alone(folder, lock=LOCK, works="trains in"):
+        cfg = with_store(cfg, folder)
         return _run(cfg, folder, recipe=recipe, stages=stages, verbose=verbose, tags=tags or {})
 
 

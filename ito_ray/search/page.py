@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
+from ito_ray.evaluation.html_templates import page_templates
 from ito_ray.search.index import Entry, Hit, Kind
 
 LONGEST_QUERY = 300
@@ -57,12 +58,6 @@ def data_uri(webp: bytes) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ito_ray", "search"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates(Path(__file__).parent)
     environment.filters["basename"] = lambda address: address.rpartition("/")[2]
     return environment

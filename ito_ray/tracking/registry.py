@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,15 @@ from ito_ray.export.parity import Verified
 from ito_ray.export.standalone import standalone
 from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first, logged_model
 from ito_ray.tracking.provenance import DatasetIdentity
-from ito_ray.tracking.run import Store, TrackedRun, dataset_input, open_client, open_experiment, refusals
+from ito_ray.tracking.run import (
+    TRACKING_VARIABLE,
+    Store,
+    TrackedRun,
+    dataset_input,
+    open_client,
+    open_experiment,
+    refusals,
+)
 from ito_ray.tracking.signature import SERVING, example, signature
 
 ENCODER = "encoder"
@@ -281,6 +290,7 @@ def _using(store: Store | None) -> Iterator[None]:
         yield
         return
     tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    variables = {name: os.environ.get(name) for name in (TRACKING_VARIABLE, "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(store.uri)
     mlflow.set_registry_uri(store.uri)
     try:
@@ -288,6 +298,11 @@ def _using(store: Store | None) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(tracking)
         mlflow.set_registry_uri(registry)
+        for name, value in variables.items():  # which MLflow sets, too
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _default() -> Store:

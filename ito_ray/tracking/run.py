@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +25,12 @@ from mlflow.exceptions import MlflowException
 from ito_ray import strict_json
 from ito_ray.config.schema import Config
 from ito_ray.errors import TrackingError
-from ito_ray.redact import redact
+from ito_ray.redact import redact, remember, without_secrets
 from ito_ray.tracking.provenance import DatasetIdentity
+from ito_ray.tracking.sqlite import SCHEME, database_of, sqlite_uri, without_strays
 
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+DATABRICKS = ("databricks", "databricks-uc")
 RUN_KEY = "ito.run_key"
 DATASET_CONTEXT = "mlflow.data.context"  # the tag that MLflow's page shows as the dataset's role
 PARAMS_PER_CALL = 100
@@ -51,29 +55,38 @@ class Store:
 
 
 def resolve_store(uri: str, output: str) -> Store:
-    """The store of `tracking.uri`; empty means SQLite in `<output>/mlflow`.
+    """The store of `uri`; empty means that of MLFLOW_TRACKING_URI, else SQLite in `<output>/mlflow`.
 
     The embedded one gets an absolute path and its artifacts beside it: MLflow's defaults depend on the working folder.
 
     Raises:
         TrackingError: a plain folder (MLflow's file store is in maintenance mode), or an embedded store at a URL.
     """
+    named = "tracking.uri" if uri else TRACKING_VARIABLE
+    uri = uri or os.environ.get(TRACKING_VARIABLE, "")
+    remember(uri)
+    if uri in DATABRICKS:
+        return Store(uri, None)
     if not uri:
         if "://" in output:
             raise TrackingError(
                 f"tracking.uri is empty, but output={output} is no local folder for the embedded MLflow: set "
                 "tracking.uri to a server or to sqlite:////absolute/path/mlflow.db."
             )
-        uri = f"sqlite:///{Path(output).resolve() / 'mlflow' / 'mlflow.db'}"
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        return Store(f"sqlite:///{database}", (database.parent / "artifacts").as_uri())
+        return _embedded(Path(output) / "mlflow" / "mlflow.db")
+    if uri.startswith(SCHEME):
+        return _embedded(database_of(uri))
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(
-            f"tracking.uri={uri} is a plain folder, which MLflow no longer writes to: use "
+            f"{named}={uri} is a plain folder, which MLflow no longer writes to: use "
             f"sqlite:///{Path(uri.removeprefix('file://')).resolve() / 'mlflow.db'} or the address of a server."
         )
     return Store(uri, None)
+
+
+def _embedded(database: Path) -> Store:
+    database = database.resolve()
+    return Store(sqlite_uri(database), (database.parent / "artifacts").as_uri())
 
 
 @contextmanager
@@ -94,7 +107,7 @@ def exclusively(store: Store) -> Iterator[None]:
     if store.artifacts is None:
         yield
         return
-    folder = Path(store.uri.removeprefix("sqlite:///")).parent
+    folder = database_of(store.uri).parent
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "mlflow.lock"):
         yield
@@ -103,8 +116,11 @@ def exclusively(store: Store) -> Iterator[None]:
 def open_client(store: Store) -> MlflowClient:
     """A client of `store`; creates the tables of a new SQLite file."""
     try:
-        with exclusively(store):
-            return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+        with exclusively(store), without_strays(store.uri):
+            client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+            if store.artifacts is not None:
+                client.search_registered_models(max_results=1)  # opens the file's second half, the registry, as well
+            return client
     except MlflowException as error:
         raise TrackingError(f"tracking.uri={store.uri} cannot be opened: {error.message}") from error
 
@@ -197,7 +213,7 @@ def run_key(cfg: Config) -> str:
 
 def config_digest(cfg: Config) -> str:
     """First 16 characters of the sha256 of the resolved configuration, without where it is tracked."""
-    public = cfg.model_dump(mode="json", exclude={"tracking"})
+    public = without_secrets(cfg.model_dump(mode="json", exclude={"tracking"}))
     return hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()[:16]
 
 

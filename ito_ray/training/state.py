@@ -11,6 +11,7 @@ from typing import Any
 
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
+from ito_ray.redact import redact_all
 
 FORMAT = 3
 IN_FLIGHT = (
@@ -58,7 +59,7 @@ def write_state(folder: Path, state: State) -> Path:
     """Write `state.json`."""
     document = {"format": FORMAT, **dataclasses.asdict(state)}
     path = folder / "state.json"
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_text(json.dumps(redact_all(document)), encoding="utf-8")
     return path
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from ito_ray.errors import ClusterError
+from ito_ray.runtime import cluster
 from ito_ray.runtime.cluster import connect
 
 
@@ -22,3 +25,24 @@ def test_an_address_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ClusterError, match="RAY_ADDRESS=nonsense cannot be joined"):
         connect(verbose=False)
+
+
+def test_sockets_have_a_short_folder_whatever_tmpdir_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket's path has room for 107 bytes, of which Ray takes most."""
+    monkeypatch.setattr(cluster, "TEMPORARY", (str(tmp_path),))
+    monkeypatch.setattr(cluster, "LONGEST_FOLDER", len(str(tmp_path)) + 5)
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    for given, meant in (
+        (tmp_path / "fits", ""),
+        (tmp_path / "much too long", str(tmp_path)),
+        (tmp_path / "gone", str(tmp_path)),
+    ):
+        if given.name != "gone":
+            given.mkdir()
+        monkeypatch.setenv("TMPDIR", str(given))
+        cluster._require_short_folder()
+        assert os.environ["RAY_TMPDIR"] == meant, given
+        monkeypatch.setenv("RAY_TMPDIR", "")
+    monkeypatch.setattr(cluster, "TEMPORARY", (str(tmp_path / "gone"),))
+    with pytest.raises(ClusterError, match=r"TMPDIR=.*gone has more than \d+ characters or cannot be written to"):
+        cluster._require_short_folder()

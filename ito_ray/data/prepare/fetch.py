@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 from ito_ray.data.prepare.web import FetchPolicy, TransientError, check_host, download, host_of
 from ito_ray.data.rows import BadSample
 from ito_ray.data.shards import open_fs, public_url
+from ito_ray.redact import remember
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(::.*)?://")
 """An address, chained ones of fsspec (`zip::http://…`) included; anything else is a path."""
@@ -55,6 +56,7 @@ def fetch(address: str, policy: FetchPolicy) -> bytes:
         BadSample: see above.
         OSError: the disk, store or web server fails as a whole.
     """
+    remember(address)  # errors may quote a part of it
     found = ADDRESS.match(address)
     if found is None:
         return _from_disk(address, policy.max_bytes)

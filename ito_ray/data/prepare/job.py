@@ -28,6 +28,7 @@ from ito_ray.data.prepare.source import Source, safe_key
 from ito_ray.data.rows import Row
 from ito_ray.data.write import PARTIAL, Sample, write_shard
 from ito_ray.errors import DataError, ItoError, UnreadableError
+from ito_ray.redact import without_secrets
 
 MANIFEST, DROPPED, WORK = "manifest.json", "dropped.parquet", ".prepare"
 VERSION = 1
@@ -195,7 +196,7 @@ def open_job(options: Output) -> Job | dict[str, Any]:
     if not manifest and not begun and out.exists() and any(not path.name.startswith(WORK) for path in out.iterdir()):
         raise DataError(f"--out {out} is not empty and was not made by prepare: give a new folder or empty it.")
     for found in (manifest, begun):
-        if found and found.get("request") != request:
+        if found and without_secrets(found.get("request")) != request:
             raise DataError(
                 f"--out {out} holds another job ({difference(found.get('request'), request)}): "
                 "give a new folder or remove it."

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cryptography.fernet import Fernet
 
 from ito_ray import strict_json
 from ito_ray.data.captions import fault_of, is_unicode
@@ -22,10 +23,12 @@ from ito_ray.data.prepare.web import DEFAULT_POLICY, FetchPolicy
 from ito_ray.data.rows import BadSample, Needs, Row, Texts, one_sample, usable_captions
 from ito_ray.data.shards import public_url
 from ito_ray.errors import UnreadableError
+from ito_ray.redact import redact
 
 ROWS_PER_PIECE = 512
 _AT_ONCE = 16
 """Files fetched at a time by one task."""
+_SEALED = "fernet:"
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -57,13 +60,17 @@ class Listed:
 
 @dataclass(frozen=True)
 class ListedSource:
-    """A listing on disk; piece n is its n-th row group."""
+    """A listing on disk; piece n is its n-th row group.
+
+    Addresses with a password or a signature lie in it encrypted. Their key is here, so it ends with the command.
+    """
 
     path: str
     pieces: int
     fingerprint: str
     notes: Mapping[str, int]
     policy: FetchPolicy = DEFAULT_POLICY
+    key: bytes = field(default_factory=Fernet.generate_key, repr=False)
 
     @property
     def scattered(self) -> bool:
@@ -82,20 +89,22 @@ class ListedSource:
         digest = hashlib.sha256(salt.encode())
         pieces = 0
         partial = path.with_suffix(".partial")
+        key = Fernet.generate_key()
         with pq.ParquetWriter(partial, _SCHEMA, compression="zstd") as writer:
             for group in _batched(map(_encodable, rows), ROWS_PER_PIECE):
                 columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
                 for row in group:
                     meta = strict_json.dumps(row.meta, ensure_ascii=False, sort_keys=True)
-                    values = (row.key, row.image, row.captions, row.text, meta, row.bad, row.detail, row.notes)
-                    known = (row.key, public_url(row.image), row.captions, public_url(row.text), *values[4:])
+                    last = (meta, row.bad, redact(row.detail), row.notes)
+                    known = (row.key, public_url(row.image), row.captions, public_url(row.text), *last)
+                    values = (row.key, _seal(row.image, key), row.captions, _seal(row.text, key), *last)
                     digest.update(json.dumps(known).encode())
                     for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
                 writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=ROWS_PER_PIECE)
                 pieces += 1
         partial.replace(path)
-        return ListedSource(str(path), pieces, digest.hexdigest(), dict(notes), policy)
+        return ListedSource(str(path), pieces, digest.hexdigest(), dict(notes), policy, key)
 
     def read(
         self, piece: int, places: Collection[int] | None = None, needs: Needs = "pair"
@@ -108,7 +117,7 @@ class ListedSource:
         table = self._file.read_row_group(piece)
         chosen = range(table.num_rows) if places is None else sorted(places)
         entries = table.take(list(chosen)).to_pylist()
-        listed = (Listed(meta=json.loads(values.pop("meta")), **values) for values in entries)
+        listed = (self._listed(values) for values in entries)
         try:
             yield from zip(chosen, load_all(listed, needs, self.policy), strict=True)
         except OSError as error:
@@ -116,6 +125,10 @@ class ListedSource:
                 f"{str(error)[:300]}. Run the same command again when the disk or store answers: it goes on where it "
                 "stopped."
             ) from error
+
+    def _listed(self, values: dict[str, Any]) -> Listed:
+        values |= {name: _unseal(values[name], self.key) for name in ("image", "text")}
+        return Listed(meta=json.loads(values.pop("meta")), **values)
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
@@ -168,6 +181,14 @@ def _captions(listed: Listed, needs: Needs, policy: FetchPolicy) -> Texts:
         if needs == "image":
             return Texts(())
         raise
+
+
+def _seal(url: str, key: bytes) -> str:
+    return url if redact(url) == url else _SEALED + Fernet(key).encrypt(url.encode()).decode()
+
+
+def _unseal(url: str, key: bytes) -> str:
+    return Fernet(key).decrypt(url.removeprefix(_SEALED)).decode() if url.startswith(_SEALED) else url
 
 
 def _encodable(row: Listed) -> Listed:

@@ -25,6 +25,7 @@ from ito_ray.data.prepare.tables import Columns, list_table
 from ito_ray.data.prepare.web import DEFAULT_POLICY, SCHEMES, FetchPolicy
 from ito_ray.data.write import ShardFormat
 from ito_ray.errors import ConfigError, DataError
+from ito_ray.redact import without_secrets
 
 MOST_BITS = 16
 _NOT_IN_REQUEST = ("out", "verbose")
@@ -105,10 +106,10 @@ class Output(ABC):
         )
 
     def request(self) -> dict[str, Any]:
-        """What decides the output, apart from the inputs' content."""
+        """What decides the output, apart from the inputs' content; keys in an address do not."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_IN_REQUEST}
         document = {"source": type(self).__name__.lower(), **values}
-        request: dict[str, Any] = json.loads(json.dumps(document, default=_plain))
+        request: dict[str, Any] = without_secrets(json.loads(json.dumps(document, default=_plain)))
         return request
 
     @abstractmethod

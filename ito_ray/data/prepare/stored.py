@@ -60,7 +60,7 @@ class ShardSource:
             count = 1 if shard.is_gzipped else max(1, round(rows_in(shard, sample_bytes) / RUN))
             runs += [Piece(shard.url, part, count) for part in range(count)]
         listed = json.dumps([[public_url(shard.url), shard.size] for shard in shards])
-        folders = [shard.url.split("?", 1)[0].split("/")[:-1] for shard in shards]
+        folders = [public_url(shard.url).split("/")[:-1] for shard in shards]
         shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
         digest = hashlib.sha256(listed.encode()).hexdigest()
         return ShardSource(tuple(runs), digest, keys, columns, shared, {"shards": len(shards)})
@@ -84,7 +84,7 @@ class ShardSource:
 
     def _key(self, row: Row) -> str:
         """`row 7` is the name that a Parquet file without keys gives; it begins anew in every file."""
-        url = row.url.split("?", 1)[0]
+        url = public_url(row.url)
         unnamed = url.lower().endswith(".parquet") and row.key.startswith("row ")
         if not unnamed and self.keys == "own":
             return row.key

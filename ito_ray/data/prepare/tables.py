@@ -24,6 +24,7 @@ from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.table_text import TableText
 from ito_ray.data.rows import listed
 from ito_ray.errors import DataError
+from ito_ray.redact import redact
 
 IMAGE_COLUMNS = (
     *("image", "image_path", "file_name", "filename", "filepath", "file", "path", "img", "photo"),
@@ -166,7 +167,7 @@ def list_table(
             continue
         image = _plain_name(root, image.strip())
         named = record.values.get(chosen.key) if chosen.key else None
-        key = _key(image) if _is_empty(named) else str(named)
+        key = _key(redact(image)) if _is_empty(named) else str(named)
         sample = samples.get((key, image))
         if sample is None:
             used = {chosen.image, chosen.key, *chosen.captions}
