@@ -16,6 +16,7 @@ from rich.text import Text
 from ito_ray.config.load import overlay
 from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import Config
+from ito_ray.data.walk import is_folder
 from ito_ray.errors import ConfigError
 from pipelines.command import console, exit_code
 
@@ -272,7 +273,7 @@ def usage(model: str) -> str:
 
 def is_address(model: str) -> bool:
     """Whether `model` names something in a registry rather than a folder."""
-    return model.startswith(("models:/", "runs:/"))
+    return model.startswith(("models:/", "runs:/")) and not is_folder(model)
 
 
 def _store(options: Evaluate, cfg: Config) -> Store:

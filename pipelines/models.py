@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ito_ray.config.schema import Config
+from ito_ray.data.walk import is_folder
 
 if TYPE_CHECKING:
     from ito_ray.embeddings.model import Model
@@ -20,7 +21,7 @@ def find_model(address: str, tracking_uri: str) -> Model:
     """
     from ito_ray.embeddings.model import identify
 
-    if "://" not in address and not address.startswith(("models:", "runs:")):
+    if is_folder(address) or ("://" not in address and not address.startswith(("models:", "runs:"))):
         return identify(Path(address), address=address)
     from ito_ray.tracking.address import fetch, find_store  # mlflow takes seconds to import, a folder needs none of it
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from ito_ray.data.preprocess import to_rgb
+from ito_ray.data.walk import is_folder
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Embeddings, shortened
 
@@ -84,7 +85,7 @@ def _library(model: str) -> Any:
 
 def _resolve(library: Any, model: str) -> tuple[str, str]:
     """OpenCLIP's model address, and tag or file of weights ("" for a folder, which holds its own)."""
-    if not model.startswith(SCHEME):
+    if not model.startswith(SCHEME) or is_folder(model):
         return f"{LOCAL}{model}", ""
     name, _, weights = model.removeprefix(SCHEME).partition(",")
     if (Path(name) / "open_clip_config.json").is_file():

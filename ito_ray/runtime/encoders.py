@@ -9,6 +9,7 @@ import torch
 from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
 from ito_ray.data.tokens import load_tokenizer
+from ito_ray.data.walk import is_folder
 from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Encoder, FolderEncoder, TowerEncoder
 from ito_ray.evaluation.peers import SCHEME, OpenClipEncoder
@@ -38,10 +39,10 @@ def open_encoder(address: str, *, batch: int, name: str = "", download: bool = F
         ConfigError: nothing there, or not a model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if address.startswith(SCHEME):
+    if address.startswith(SCHEME) and not is_folder(address):
         return OpenClipEncoder(address, batch=batch, device=device, name=name, download=download)
     folder = Path(address)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(f"model={address}: there is no such folder. Give {KINDS}.")
     if (folder / "modules.json").is_file():
         return FolderEncoder(folder, batch=batch, device=device, name=name)

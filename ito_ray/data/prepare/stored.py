@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -137,7 +140,8 @@ class HuggingFaceSource:
         captions = tuple(find("--caption-columns", name, ()) for name in captions)
         captions = captions or (find("--caption-columns", "", CAPTION_COLUMNS),)
         key = find("--key-column", key, ()) if key else ""
-        files = [[item["filename"], Path(item["filename"]).stat().st_size] for item in found.cache_files]
+        paths = [Path(item["filename"]).resolve() for item in found.cache_files]
+        files = [[str(path), path.stat().st_size] for path in paths]
         digest = hashlib.sha256(json.dumps([found.num_rows, names, files]).encode()).hexdigest()
         return HuggingFaceSource(str(path.absolute()), split, found.num_rows, digest, image, captions, key)
 
@@ -179,7 +183,7 @@ def _open(path: str, split: str) -> Any:
             'Reading a saved Hugging Face data set needs the package datasets: pip install "ito_ray[huggingface]".'
         ) from error
     try:
-        found = datasets.load_from_disk(path)
+        found = datasets.load_from_disk(_plain_path(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no data set saved with save_to_disk: {str(error)[:200]}") from error
     if isinstance(found, datasets.DatasetDict):
@@ -189,3 +193,13 @@ def _open(path: str, split: str) -> Any:
     if split:
         raise DataError(f"{path} has no splits: leave --split={split!r} out.")
     return found
+
+
+def _plain_path(path: str) -> str:
+    """`datasets` takes `::` for a chain of file systems: a link without it, for the life of the process."""
+    if "::" not in path:
+        return path
+    link = Path(tempfile.mkdtemp(prefix="ito-link-"), "saved")
+    atexit.register(shutil.rmtree, link.parent, ignore_errors=True)
+    link.symlink_to(Path(path).absolute())
+    return str(link)

@@ -165,7 +165,7 @@ def list_table(
         if not isinstance(image, str) or not image.strip():
             broken.append(Listed(record.place, bad="missing_image", detail=_no_image(chosen.image, image)))
             continue
-        image = _plain_name(root, image.strip())
+        image = _plain_name(root, image)
         named = record.values.get(chosen.key) if chosen.key else None
         key = _key(redact(image)) if _is_empty(named) else str(named)
         sample = samples.get((key, image))
@@ -203,7 +203,7 @@ def list_classes(path: Path, column: str) -> list[Listed]:
             detail = f"{record.place}: column {column!r} says no class"
             broken.append(Listed(_key(found.strip()), bad="missing_class", detail=detail))
         else:
-            name = _plain_name(root, found.strip())
+            name = _plain_name(root, found)
             sample = samples.setdefault(name, Listed(_key(name), _address(root, name), [label]))
             if sample.captions != [label]:
                 detail = f"{sample.captions[0]!r} and {label!r}"
@@ -235,8 +235,11 @@ def _key(image: str) -> str:
     return image if ADDRESS.match(image) else str(PurePosixPath(os.path.splitext(image)[0]))  # noqa: PTH122 (any text)
 
 
-def _plain_name(root: str, image: str) -> str:
-    """The picture without Flickr's number of the caption, unless a file is called so."""
+def _plain_name(root: str, cell: str) -> str:
+    """The picture without white space around it and Flickr's number of the caption, unless a file is called so."""
+    image = cell.strip()
+    if image != cell and os.path.lexists(_address(root, cell)):
+        return cell
     numbered = _NUMBERED.match(image)
     if not numbered or os.path.lexists(_address(root, image)):
         return image
