@@ -3,12 +3,20 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# img2dataset needs other versions than training does: an environment of its own, for the tests that read what it writes.
+IMG2DATASET := $(VENV)-img2dataset
 # Two processes, each with a Ray of its own; files in the order that tests/conftest.py gives.
 TWO_BY_FILE := -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
+
+$(IMG2DATASET)/.installed: Makefile
+	@$(PYTHON) -m venv $(IMG2DATASET)
+	@$(IMG2DATASET)/bin/python -m pip install -q 'img2dataset==1.47.0' > $(IMG2DATASET)/install.log 2>&1 \
+	    || { tail -n 20 $(IMG2DATASET)/install.log; exit 1; }
+	@touch $@
 
 .PHONY: help demo demo-long submit test test-cluster test-fast lint format audit clean
 help:            ## this list
@@ -30,14 +38,14 @@ demo-long: $(STAMP) ## the same with five times as many steps
 submit: $(STAMP) ## a pipeline on the cluster of RAY_API_SERVER_ADDRESS: make submit ARGS='train --recipe …' [JOB=--no-wait]
 	@$(BIN)/ray job submit --working-dir . --runtime-env-json '{"excludes": ["docs", "tests"]}' $(JOB) -- python -m pipelines.$(ARGS)
 
-test: lint       ## formatting, types, import rules, all tests but those of test-cluster
+test: lint $(IMG2DATASET)/.installed ## formatting, types, import rules, all tests but those of test-cluster
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
 	@$(BIN)/python -m pytest -m 'slow and not cluster' $(TWO_BY_FILE)
 
 test-cluster: $(STAMP) ## whole sweeps, several nodes, faults: the rest of what CI runs
 	@$(BIN)/python -m pytest -m cluster $(TWO_BY_FILE)
 
-test-fast: $(STAMP) ## the tests that start no Ray, server or process
+test-fast: $(STAMP) $(IMG2DATASET)/.installed ## the tests that start no Ray, server or process
 	@$(BIN)/python -m pytest -m 'not slow' -q -n auto --maxprocesses 8
 
 lint: $(STAMP)   ## formatting, types, import rules, secrets

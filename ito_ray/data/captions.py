@@ -31,7 +31,13 @@ def fault_of(value: object) -> tuple[str, str] | None:
     except UnicodeDecodeError as error:
         return "caption_not_utf8", str(error)[:200]
     except UnicodeEncodeError as error:
-        return "caption_not_utf8", f"half of a surrogate pair at character {error.start}"
+        at = f"at character {error.start}"
+        if "\udc80" <= error.object[error.start] <= "\udcff":  # how a reader of text passes on a byte that is none
+            return (
+                "caption_not_utf8",
+                f"a byte that is not UTF-8 {at}: read a table in another encoding with --encoding",
+            )
+        return "caption_not_utf8", f"half of a surrogate pair {at}"
     return fault_of(text) if isinstance(value, bytes) else None
 
 

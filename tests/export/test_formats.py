@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import open_clip
 import pytest
 import torch
@@ -321,7 +322,20 @@ def _assert_int8_is_measured(out: Path, printed: str) -> None:
     images = OnnxEncoder(out).encode_images(probe_images()[: len(CAPTIONS)])
     right = ((images @ small.T).argmax(1) == np.arange(len(CAPTIONS))).mean()
     assert described["int8_measured"]["recall"]["int8"]["image_to_text_r1"] == right
+    _assert_no_processor_saturates(out / described["text"]["int8_file"])
     assert "the pairs of pairs.tar" in printed and "R@1" in printed and "cosine to float 0.9" in printed
+
+
+def _assert_no_processor_saturates(file: Path) -> None:
+    """Without VNNI two products of a uint8 activation and an int8 weight are added in 16 bits, which saturate."""
+    weights = [
+        onnx.numpy_helper.to_array(weight).astype(int)
+        for weight in onnx.load(str(file)).graph.initializer
+        if weight.data_type == onnx.TensorProto.INT8
+    ]
+    assert sum(weight.size for weight in weights) > 1000
+    assert max(2 * 255 * np.abs(weight).max(initial=0) for weight in weights) < 2**15
+    assert max(np.abs(weight).max(initial=0) for weight in weights) >= 60, "and yet 7 bits are used"
 
 
 @pytest.mark.slow

@@ -145,7 +145,11 @@ def browser() -> Iterator[Any]:
 def test_a_person_types_and_sees_pictures(
     server: SearchServer, index: Index, browser: Any, tmp_path: Path, width: int
 ) -> None:
+    from playwright.sync_api import expect
+
     page = browser.new_page(viewport={"width": width, "height": 900})
+    slow = {"offline": False, "latency": 200, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)  # images come after the page
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -155,7 +159,8 @@ def test_a_person_types_and_sees_pictures(
     page.wait_for_selector("li img")
     hits = index.search(HashEncoder().encode_texts([NASTY])[0], 8)
     assert page.locator("li code:first-of-type").all_inner_texts() == [hit.entry.key for hit in hits]
-    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth === 16)")
+    for image in page.locator("img").all():  # to wait by an expression would need eval, which the page's policy forbids
+        expect(image).to_have_js_property("naturalWidth", 16)
     assert page.get_by_label("What to look for").input_value() == NASTY
     assert page.title() != "hacked"
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"

@@ -113,6 +113,8 @@ def open_delimited(text: TableText, usual: str, dialect: Dialect, known: Collect
     if len(set(names)) < len(names):
         raise DataError(f"{text.path} names a column twice: {', '.join(names)}.")
     spaced = len(names) > 1 and all(value.startswith(" ") for value in first.values[1:])
+    if spaced and dialect.quoting == "auto":
+        quoting = _quoting(text, separator, dialect, spaced=True)  # a quote after the space may open a field now
     return Delimited(text, separator, quoting, names, header=True, spaced=spaced)
 
 
@@ -148,7 +150,7 @@ def _separator(text: TableText, usual: str, dialect: Dialect, known: Collection[
     return max(scores, key=scores.__getitem__)
 
 
-def _quoting(text: TableText, separator: str, dialect: Dialect) -> Quoting:
+def _quoting(text: TableText, separator: str, dialect: Dialect, *, spaced: bool = False) -> Quoting:
     quotes = escapes = False
     for line in text.lines():
         quotes = quotes or '"' in line
@@ -162,7 +164,7 @@ def _quoting(text: TableText, separator: str, dialect: Dialect) -> Quoting:
         return readings[0]
     found = {}
     for reading in readings:
-        table = Delimited(text, separator, reading, dialect.names, header=not dialect.names)
+        table = Delimited(text, separator, reading, dialect.names, header=not dialect.names, spaced=spaced)
         rows = [row.lines for row in _fields(_body(text.lines()), table, len(dialect.names)) if not row.bad]
         found[reading] = (sum(rows), len(rows))
     most = max(explained for explained, _ in found.values())
