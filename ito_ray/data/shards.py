@@ -35,6 +35,7 @@ COMPRESSED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 SUFFIXES = (".tar", *GZIPPED, ".parquet")
 _LISTING_THREADS = 32
 """Requests in flight while listing: each is one round trip to the store and no work here."""
+_GS_RETRY_SECONDS = 30
 _STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified")
 """What listings of different stores call the thing that changes with a file."""
 _GZIPPED_HEAD = 16 << 20
@@ -382,5 +383,7 @@ def _locate(url: str) -> tuple[AbstractFileSystem, str, Callable[[str], str]]:
 
 @lru_cache(maxsize=64)
 def _arrow_fs(scheme: str, host: str, query: str) -> tuple[AbstractFileSystem, str]:
+    if scheme == "gs" and "retry_limit_seconds" not in query:  # Google's library itself would try for 15 minutes
+        query += f"{'&' if query else '?'}retry_limit_seconds={_GS_RETRY_SECONDS}"
     fs, bucket = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}{query}")
     return ArrowFSWrapper(fs, skip_instance_cache=True), bucket

@@ -125,6 +125,11 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def is_file(path: str | Path) -> bool:
+    """The same for a file that is no pipe or device."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def match_local(pattern: str, passed: PassedOver) -> list[str]:
     """Files and folders that an absolute path names: itself, or those that match its `*`, `?`, `[…]` and `**`.
 

@@ -39,7 +39,7 @@ _DISK_FAILS = {
 }
 _STORE_FAILS = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING|status 5\d\d"
-    r"|status 429|resolve host|connect|timed? ?out|temporar",
+    r"|status 429|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|resolve host|connect|timed? ?out|temporar",
     re.IGNORECASE,
 )
 
@@ -148,7 +148,9 @@ def _retrying(host: str, most_failures: int, download: Callable[[], bytes]) -> b
         OSError: the server fails as a whole: too many of its files in a row.
     """
     server = _servers[host]
-    waits = () if server.failures >= _HOPELESS and not server.answered else RETRY_SECONDS
+    waits: tuple[float, ...] = () if server.failures >= _HOPELESS and not server.answered else RETRY_SECONDS
+    if most_failures == STORE_FAILURES:
+        waits = waits[:1]  # its library has tried a few times by itself
     for wait in (*waits, None):
         try:
             data = download()

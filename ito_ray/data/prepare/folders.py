@@ -11,7 +11,8 @@ from typing import Any
 from ito_ray.data.file_kinds import PICTURES
 from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
-from ito_ray.data.walk import PassedOver, is_folder, walk
+from ito_ray.data.prepare.table_text import TableText
+from ito_ray.data.walk import PassedOver, is_file, is_folder, walk
 from ito_ray.errors import DataError
 
 _SCALARS = str | int | float | bool
@@ -94,23 +95,24 @@ def list_coco(annotations: Path, images: Path) -> tuple[list[Listed], dict[str, 
     sample: dict[Any, Listed] = {}
     listed: list[Listed] = []
     for number, image in enumerate(lists["images"] or []):
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if not isinstance(name, str) or "id" not in image:
+        values = image if isinstance(image, dict) else {}
+        name, identity = values.get("file_name"), values.get("id")
+        if not isinstance(name, str) or not isinstance(identity, int | str | float):
             listed.append(Listed(f"images[{number}]", bad="bad_row", detail="id or file_name is missing"))
             continue
-        meta = plain_meta({key: value for key, value in image.items() if key != "id" and isinstance(value, _SCALARS)})
-        entry = Listed(str(image["id"]), str(images.absolute() / name), meta=meta)
-        sample.setdefault(image["id"], entry)
+        meta = plain_meta({key: value for key, value in values.items() if key != "id" and isinstance(value, _SCALARS)})
+        entry = Listed(str(identity), str(images.absolute() / name), meta=meta)
+        sample.setdefault(identity, entry)
         listed.append(entry)
     captions, fields = 0, set[str]()
     for number, annotation in enumerate(lists["annotations"] or []):
         values = annotation if isinstance(annotation, dict) else {}
         fields |= values.keys()
-        text = values.get("caption")
+        text, identity = values.get("caption"), values.get("image_id")
         if not isinstance(text, str):
             listed.append(Listed(f"annotations[{number}]", bad="bad_row", detail="caption is missing"))
-        elif (found := sample.get(values.get("image_id"))) is None:
-            detail = f"there is no image {values.get('image_id')!r}"
+        elif not isinstance(identity, int | str | float) or (found := sample.get(identity)) is None:
+            detail = f"there is no image {identity!r}"[:200]
             listed.append(Listed(f"annotations[{number}]", bad="annotation_without_image", detail=detail))
         else:
             captions += 1
@@ -124,11 +126,13 @@ def list_coco(annotations: Path, images: Path) -> tuple[list[Listed], dict[str, 
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not is_file(path):
+        raise DataError(f"There is no file {path}: give COCO's captions_*.json.")
     try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}: give COCO's captions_*.json.") from error
+        document = json.loads(TableText.open(path).read())
     except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is not JSON: {str(error)[:200]}.") from error
     if not isinstance(document, dict):
         raise DataError(f"{path} holds a {type(document).__name__}, COCO's annotations are an object.")

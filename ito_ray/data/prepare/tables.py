@@ -23,6 +23,7 @@ from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.table_text import TableText
 from ito_ray.data.rows import listed
+from ito_ray.data.walk import is_file
 from ito_ray.errors import DataError
 from ito_ray.redact import redact
 
@@ -68,7 +69,7 @@ class Table:
         """
         if given and given not in self.names:
             raise DataError(f"{option}={given!r} is no column of {self.path}: it has {', '.join(self.names)}.")
-        lower = {name.lower(): name for name in reversed(self.names)}
+        lower = {name.strip().lower(): name for name in reversed(self.names)}
         found = given or next((lower[name] for name in known if name in lower), "")
         if not found:
             raise DataError(
@@ -98,11 +99,7 @@ def open_table(path: Path, dialect: Dialect | None = None, columns: Sequence[str
     Raises:
         DataError: the file is missing, of another kind or cannot be read.
     """
-    try:
-        found = path.is_file()
-    except OSError:
-        found = False
-    if not found:
+    if not is_file(path):
         raise DataError(f"There is no table {path}: give a {', '.join(SUFFIXES)} file.")
     kind = kind_of(path)
     dialect = dialect or Dialect()
@@ -226,6 +223,8 @@ def _is_empty(value: Any) -> bool:
 
 
 def _no_image(column: str, value: Any) -> str:
+    if isinstance(value, bytes | dict):
+        return f"column {column!r} holds the picture itself, not its path: use prepare shards"
     empty = _is_empty(value) or (isinstance(value, str) and not value.strip())
     return f"column {column!r} is {'empty' if empty else type(value).__name__}"
 
@@ -253,6 +252,7 @@ def _address(root: str, image: str) -> str:
 def _texts(value: Any) -> list[Any]:
     """What may be captions; a number is none, and is left for the gate of all captions to say so."""
     values = _list_in(value) if isinstance(value, str) else listed(value)
+    values = [one.decode("utf-8", "surrogateescape") if isinstance(one, bytes) else one for one in values]
     return [one for one in values if not (_is_empty(one) or (isinstance(one, str) and not one.strip()))]
 
 

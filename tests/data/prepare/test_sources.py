@@ -186,6 +186,32 @@ def test_bad_coco(tmp_path: Path) -> None:
         list_coco(path, tmp_path / "none")
 
 
+def test_coco_of_any_content_is_bad_rows_or_a_sentence(tmp_path: Path) -> None:
+    images = [{"id": [1], "file_name": "a.png"}, {"id": 2, "file_name": "\0", "x": float("nan")}, 3, {"id": 4}]
+    notes = [{"image_id": [1], "caption": "x"}, {"image_id": 2, "caption": "y"}, {"image_id": 2, "caption": ["z"]}, 5]
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": notes}))
+    listed, _ = list_coco(path, tmp_path)
+    assert [(row.key, row.bad) for row in map(load, listed)] == [
+        ("images[0]", "bad_row"),
+        ("2", "file_not_readable"),
+        ("images[2]", "bad_row"),
+        ("images[3]", "bad_row"),
+        ("annotations[0]", "annotation_without_image"),
+        ("annotations[2]", "bad_row"),
+        ("annotations[3]", "bad_row"),
+    ]
+    assert dict(listed[1].meta) == {"file_name": "\0", "x": None}
+    path.write_bytes(b"\x1f\x8b broken")
+    for wrong, message in (
+        (path, "cannot be read to its end"),
+        (tmp_path, "There is no file"),
+        (Path("x" * 300), "no file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list_coco(wrong, tmp_path)
+
+
 def _saved(folder: Path, count: int = 7) -> Path:
     table = {
         "image": [{"bytes": picture(n), "path": None} for n in range(count)],

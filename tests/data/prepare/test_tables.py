@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ito_ray.data.prepare.delimited import Delimited, Dialect, Quoting, open_delimited
-from ito_ray.data.prepare.listing import Listed
+from ito_ray.data.prepare.listing import Listed, ListedSource
 from ito_ray.data.prepare.table_text import TableText
 from ito_ray.data.prepare.tables import Columns, list_classes, list_table, open_table
 from ito_ray.errors import ConfigError, DataError
@@ -318,6 +318,24 @@ def test_parquet_values_that_python_cannot_hold_cost_no_others(tmp_path: Path) -
         rows = listed(tmp_path / "t.parquet")
         assert [row.captions for row in rows] == [["ok"], ["\udcff\udcfe"]]
         assert [row.meta for row in rows] == [{}, {"time": "14645-06-30 15:06:40.000000"}]
+
+
+def test_bytes_are_text_where_captions_belong_and_no_path_where_a_picture_does(tmp_path: Path) -> None:
+    captions = pa.array([b"ok", b"\xff"], pa.binary())
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "caption": captions}), tmp_path / "t.parquet")
+    assert [row.captions for row in listed(tmp_path / "t.parquet")] == [["ok"], ["\udcff"]]
+    pq.write_table(pa.table({"image": captions, "caption": ["x", "y"]}), tmp_path / "t.parquet")
+    assert {(row.bad, row.detail) for row in listed(tmp_path / "t.parquet")} == {
+        ("missing_image", "column 'image' holds the picture itself, not its path: use prepare shards")
+    }
+
+
+def test_a_number_is_no_caption(tmp_path: Path) -> None:
+    (row,) = listed(write(tmp_path / "t.jsonl", '{"image": "a.png", "caption": 1984}'))
+    source = ListedSource.write([row], tmp_path / "listing.parquet", {})
+    assert [row.bad for _, row in source.read(0)] == ["caption_not_text"]
+    (row,) = listed(write(tmp_path / "t.jsonl", '{"image": "a.png", "caption": ["x", 7, NaN, null]}'))
+    assert row.captions == ["x", 7]
 
 
 def _labels(path: Path, column: str = "label") -> list[tuple[str, list[str], str | None]]:
