@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ito_ray.errors import ConfigError
+
 ROW_BITS = 32
 ROW_PLACE_BITS = 24
+ROW_PLACE_MASK = (1 << ROW_PLACE_BITS) - 1
 """A place is `slot << 24 | number of the row in that slot's piece`."""
 VERSION = 2
 Intervals = list[list[int]]
@@ -32,6 +35,8 @@ class Taken:
     entries: Entries = field(default_factory=dict)
     seen: Counter[int] = field(default_factory=Counter)
     """Samples by the number of their source."""
+    repeats: int = 0
+    """Samples that had been taken, or whose whole entry had."""
 
 
 @dataclass
@@ -39,11 +44,14 @@ class Position:
     """Consumed samples; every rank adds its own with `take`, a checkpoint merges all ranks' with `merge`."""
 
     complete: Intervals = field(default_factory=list)
-    """Entries of which every delivered sample was taken; intervals, since a long run has millions of entries."""
+    """Entries of which as many samples were taken as they deliver; intervals: a long run has millions of entries."""
     open: Entries = field(default_factory=dict)
     """The others, as known to all ranks."""
     seen: Counter[int] = field(default_factory=Counter)
     """Samples taken, by the number of their source, as known to all ranks."""
+    repeats: int = 0
+    """Samples taken although they, or their whole entry, had been: only where a store or node failed while an entry was
+    on its way, and another version of it came."""
     local: Taken = field(default_factory=Taken)
     """What this rank took since the last merge."""
 
@@ -55,22 +63,28 @@ class Position:
             entry_rows: int (B,), how many samples the sample's entry delivers in all.
             sources: int (B,), numbers of the samples' sources.
         """
-        for uid, rows in zip(uids.tolist(), entry_rows.tolist(), strict=True):
+        for uid, rows, source in zip(uids.tolist(), entry_rows.tolist(), sources.tolist(), strict=True):
             entry, place = uid >> ROW_BITS, uid & ((1 << ROW_BITS) - 1)
-            assert not within(self.complete, entry) and place not in self.open.get(entry, (0, ()))[1], "taken before"
-            taken = self.local.entries.setdefault(entry, (rows, set()))[1]
-            assert place not in taken, "taken twice"
+            _, taken = self.local.entries.get(entry, (0, set()))
+            if within(self.complete, entry) or place in taken or place in self.open.get(entry, (0, ()))[1]:
+                self.local.repeats += 1
+                continue
             taken.add(place)
-        self.local.seen.update(sources.tolist())
+            self.local.entries[entry] = (rows, taken)
+            self.local.seen[source] += 1
 
     def merge(self, taken_by_ranks: Iterable[Taken]) -> None:
         """Add what every rank took (this one's `local` among them) and forget `local`."""
         for taken in taken_by_ranks:
             self.seen += taken.seen
+            self.repeats += taken.repeats
             for entry, (rows, places) in taken.entries.items():
-                # The newest count holds: a shard may have become unreadable since the entry was read first.
-                self.open[entry] = (rows, self.open.get(entry, (0, set()))[1] | places)
-        finished = [entry for entry, (rows, places) in self.open.items() if len(places) == rows]
+                # The newest count holds: a shard may have become unreadable since the entry was read first. It may be
+                # less than what was taken already.
+                known = self.open.get(entry, (0, set()))[1]
+                self.repeats += len(known & places)
+                self.open[entry] = (rows, known | places)
+        finished = [entry for entry, (rows, places) in self.open.items() if len(places) >= rows]
         self.complete = intervals(finished, self.complete)
         for entry in finished:
             del self.open[entry]
@@ -92,17 +106,36 @@ class Position:
             "complete": self.complete,
             "open": {str(entry): [rows, intervals(taken)] for entry, (rows, taken) in sorted(self.open.items())},
             "seen": {str(source): count for source, count in sorted(self.seen.items())},
+            "repeats": self.repeats,
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Position:
-        """The inverse of `to_json`; an empty mapping is the start."""
-        assert document.get("version", VERSION) == VERSION, f"position of version {document['version']}"
+        """The inverse of `to_json`; an empty mapping is the start.
+
+        Raises:
+            ConfigError: written by another version of the format.
+        """
+        if document.get("version", VERSION) != VERSION:
+            raise ConfigError(
+                f"The checkpoint's position in the data is of format {document['version']}, but this version reads "
+                f"{VERSION}: resume with the version that wrote it, or choose another --name."
+            )
         return cls(
             complete=[list(run) for run in document.get("complete", [])],
             open={int(entry): (rows, set(members(taken))) for entry, (rows, taken) in document.get("open", {}).items()},
             seen=Counter({int(source): count for source, count in document.get("seen", {}).items()}),
+            repeats=document.get("repeats", 0),
         )
+
+
+def rows_known(places: Iterable[int]) -> dict[int, int]:
+    """By slot, how many rows its piece had at least, so that there are these places."""
+    known: dict[int, int] = {}
+    for place in places:
+        slot = place >> ROW_PLACE_BITS
+        known[slot] = max(known.get(slot, 0), (place & ROW_PLACE_MASK) + 1)
+    return known
 
 
 def intervals(numbers: Iterable[int], known: Intervals | None = None) -> Intervals:

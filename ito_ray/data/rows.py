@@ -143,18 +143,21 @@ def read_retrying(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -
         time.sleep(wait * random.uniform(0.5, 1.5))  # else all tasks would come back at the same moment
 
 
-def read_patiently(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> list[Row]:
+def read_patiently(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair", *, known: int = 0) -> list[Row]:
     """All rows of a piece, for training, which goes on without those that a failing disk or store keeps back.
 
     What was read is kept and the rest, as many rows as the plan expects of the piece, are bad rows: a lost shard weighs
     in the run's account what its samples would have.
+
+    Args:
+        known: rows that were read before, of which some were taken; at least one row more is bad.
     """
     rows: list[Row] = []
     try:
         rows.extend(read_retrying(piece, columns, needs))
     except OSError as error:
         lost = Row("", None, (), bad="shard_unreadable", detail=str(error)[:200], url=piece.url)
-        rows += [lost] * max(1, piece.rows - len(rows))
+        rows += [lost] * (max(piece.rows, len(rows) + 1, known + 1) - len(rows))
     return rows
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from ito_ray.config.schema import ViewsConfig
 from ito_ray.data.captions import draw, fill
 from ito_ray.data.plan import SAMPLE_STREAM, SHUFFLE_STREAM, Piece
-from ito_ray.data.position import ROW_PLACE_BITS
+from ito_ray.data.position import ROW_PLACE_BITS, ROW_PLACE_MASK
 from ito_ray.data.rows import BadSample, Row, one_sample
 from ito_ray.data.tally import EntryReport, Lost, Tally
 from ito_ray.data.tokens import load_tokenizer, tokenize
@@ -27,7 +27,6 @@ from ito_ray.data.views import make_views
 Block = dict[str, npt.NDArray[Any]]
 """uid int64 (n,); source int32 (n,), index in the plan's names; views uint8 (n, V, H, W, 3); ids int32 (n, C, T);
 lengths int32 (n, C). n may be 0."""
-_NUMBER_MASK = (1 << ROW_PLACE_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _report(
     notes: dict[int, Counter[str]] = defaultdict(Counter)
     bad = {one.place for one in lost}
     for slot, (piece, rows) in enumerate(pieces):
-        gone = sum(place >> ROW_PLACE_BITS == slot and place & _NUMBER_MASK >= len(rows) for place in skip)
+        gone = sum(place >> ROW_PLACE_BITS == slot and place & ROW_PLACE_MASK >= len(rows) for place in skip)
         read[piece.source] += len(rows) + gone  # delivered before, and no longer to be read
         for number, row in enumerate(rows):
             if row.notes and slot << ROW_PLACE_BITS | number not in bad:

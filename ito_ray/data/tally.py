@@ -41,6 +41,16 @@ class Tally:
             {note: self.notes.get(note, 0) + other.notes.get(note, 0) for note in {**self.notes, **other.notes}},
         )
 
+    def __sub__(self, part: Tally) -> Tally:
+        """Without one that was added. Examples that both have go with it, so of a reason some may be missing."""
+        left = _less(self.dropped, part.dropped)
+        examples = {
+            reason: [one for one in self.examples.get(reason, []) if one not in part.examples.get(reason, [])]
+            for reason in left
+        }
+        notes = _less(self.notes, part.notes)
+        return Tally(self.read - part.read, self.delivered - part.delivered, left, examples, notes)
+
     @staticmethod
     def good(notes: Sequence[str] = ()) -> Tally:
         """One row delivered."""
@@ -55,6 +65,11 @@ class Tally:
 def said(notes: Mapping[str, int]) -> str:
     """Notes as a person reads them: "3 caption_not_utf8, 12 key_to_last_dot"; empty if there are none."""
     return ", ".join(f"{count:,} {note}" for note, count in sorted(notes.items()))
+
+
+def _less(whole: Mapping[str, int], part: Mapping[str, int]) -> dict[str, int]:
+    left = {name: count - part.get(name, 0) for name, count in whole.items()}
+    return {name: count for name, count in left.items() if count}
 
 
 Tallies = dict[int, Tally]
@@ -85,6 +100,11 @@ class EntryReport:
 def added(one: Tallies, other: Tallies) -> Tallies:
     """Both accounts in one."""
     return {source: one.get(source, Tally()) + other.get(source, Tally()) for source in sorted({*one, *other})}
+
+
+def without(whole: Tallies, part: Tallies) -> Tallies:
+    """The account without a part of it."""
+    return {source: tally - part.get(source, Tally()) for source, tally in whole.items()}
 
 
 def to_json(tallies: Tallies) -> dict[str, Any]:
@@ -120,21 +140,43 @@ class Account:
         return {"read": self.read, "delivered": self.delivered, **dropped, **notes, "pending": self.pending}
 
 
-def close(tallies: Tallies, seen: Mapping[int, int], names: Sequence[str], *, ahead: int) -> dict[str, Account]:
+def close(tallies: Tallies, seen: Mapping[int, int], names: Sequence[str]) -> dict[str, Account]:
     """The account of each source at the end of a run.
 
     Args:
         tallies: what data tasks read, made and dropped.
         seen: samples that the ranks took, by source.
         names: of the sources.
-        ahead: samples of unfinished entries that no rank took, counted from the entries and not from `seen`.
     """
     accounts = {}
     for source, name in enumerate(names):
         tally, taken = tallies.get(source, Tally()), seen.get(source, 0)
-        pending = tally.delivered - taken
-        assert pending >= 0, f"{name}: {taken} samples taken of {tally.delivered} made"
-        fraction = taken / max(1, sum(seen.values()))
+        pending, fraction = max(0, tally.delivered - taken), taken / max(1, sum(seen.values()))
         accounts[name] = Account(tally.read, taken, tally.dropped, pending, fraction, tally.notes)
-    assert sum(one.pending for one in accounts.values()) == ahead, f"{accounts} but {ahead} samples were left"
     return accounts
+
+
+def mismatch(accounts: Mapping[str, Account], *, ahead: int, repeats: int = 0) -> str:
+    """A sentence if the accounts do not add up, else "". It is for the record: the model is what it is.
+
+    Args:
+        accounts: of `close`.
+        ahead: samples of unfinished entries that no rank took, counted from the entries and not from `seen`.
+        repeats: samples that ranks took once more.
+    """
+    wrong = []
+    for name, one in accounts.items():
+        made = one.read - sum(one.dropped.values())
+        if one.delivered > made:
+            wrong.append(f"{one.delivered:,} samples of {name} were taken, but {made:,} made")
+    pending = sum(one.pending for one in accounts.values())
+    if pending != ahead and not wrong:
+        wrong.append(f"{pending:,} samples that were made were not taken, but the unfinished entries hold {ahead:,}")
+    if repeats:
+        wrong.append(f"{repeats:,} samples were taken once more")
+    if not wrong:
+        return ""
+    return (
+        f"The account of rows does not add up: {'; '.join(wrong)}. A store or node failed while samples were on their "
+        "way, or this is a bug. The model is not touched by it."
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ito_ray.config.schema import Config
+from ito_ray.errors import DataError
 from ito_ray.runtime.shelf import hold, name_of
 from ito_ray.training.manifest import damage
 from ito_ray.training.selection import criterion, stopped_early
@@ -57,7 +58,7 @@ def choose(cfg: Config, newest: Path) -> Chosen:
         newest: its last checkpoint, which knows the curve and is whole.
 
     Raises:
-        OSError: the best cannot be read.
+        DataError: the best cannot be read now, whatever it holds.
     """
     state, rule = read_state(newest), criterion(cfg)
     kept = newest.parent / FOLDER
@@ -79,6 +80,13 @@ def choose(cfg: Config, newest: Path) -> Chosen:
         return chosen(newest, step, f"{last}, which is the {found}")
     if not (kept / name_of(step)).is_dir():
         return chosen(newest, state.step, f"{last}: the {found}, after {step:,}, is no longer in {FOLDER}/")
-    if wrong := damage(kept / name_of(step)):
+    try:
+        wrong = damage(kept / name_of(step))
+    except OSError as error:
+        raise DataError(
+            f"The checkpoint {kept / name_of(step)}, {found}, cannot be read: {error}. See that its disk works and run "
+            "the same command again, or set eval.ship=last."
+        ) from error
+    if wrong:
         return chosen(newest, state.step, f"{last}: the {found}, after {step:,}, is damaged ({wrong})")
     return chosen(kept / name_of(step), step, f"after {step:,} of {state.step:,} steps, the {found}")

@@ -51,6 +51,10 @@ class Stages:
         """A line of what the stage found."""
         self.console.print(Text(f"    {text}"))
 
+    def warn(self, text: str) -> None:
+        """A line that must not be missed."""
+        self.console.print(f"    [bold yellow]warning:[/bold yellow] {escape(text)}", highlight=False)
+
     def findings(self, findings: Sequence[Finding]) -> None:
         """What preflight found on the cluster, with advice where something will hurt."""
         table = Table("cluster", "found", "advice", box=None, pad_edge=False)

@@ -69,6 +69,8 @@ class Training:
     recipe: str = ""
     git: str = ""
     """Recipe and code that trained, whatever exports the model again."""
+    mismatch: str = ""
+    """A sentence if the accounts of the sources do not add up."""
 
 
 @dataclass(frozen=True)
@@ -148,20 +150,22 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
             if outbox.trouble:
                 stages.say(f"waiting for {tracked.store.address}: {outbox.trouble}")
             outbox.require_delivered()
-            tracked.set_tags({"ito.stopped": chosen.stopped or "finished", "ito.shipped": chosen.why})
+            accounts = {"ito.accounts": training.mismatch} if training.mismatch else {}
+            tracked.set_tags({"ito.stopped": chosen.stopped or "finished", "ito.shipped": chosen.why, **accounts})
             registered = _register(cfg, verified, report, tracked, identity.digest, chosen)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
         deadline = time.monotonic() + FAREWELL_SECONDS
         outbox.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", patience=FAREWELL_SECONDS)
-        if not uploads.finish(deadline - time.monotonic()):
-            stages.say(uploads.complaint())
+        uploads.finish(deadline - time.monotonic())
+        if missing := uploads.complaint():
+            stages.say(missing)
         raise
-    copied = uploads.finish()
+    uploads.finish()
     if not outbox.finish():
         raise TrackingError(outbox.complaint())
-    if not copied:
-        raise UnreadableError(uploads.complaint())
+    if missing := uploads.complaint():  # asked now: meanwhile it may have arrived
+        raise UnreadableError(missing)
     return Outcome(verified.folder, registered, report, verified, training, page, tracked, chosen)
 
 
@@ -224,6 +228,8 @@ def _train(
         finally:
             _keep_quarantine(folder, outbox, stages)
     stages.table(trained.accounts)
+    if trained.mismatch:
+        stages.warn(trained.mismatch)
     step = read_state(trained.checkpoint).step
     for name, account in trained.accounts.items():
         numbers = {**account.metrics(), "fraction": account.fraction}
@@ -238,6 +244,7 @@ def _train(
         {name: account.metrics() for name, account in trained.accounts.items()},
         recipe,
         git_commit(),
+        trained.mismatch,
     )
     job_folder.write_json(record, dataclasses.asdict(training))  # whole, or the run would not start again
     return trained.checkpoint, training

@@ -6,6 +6,7 @@ gauge `ito_x` as `ray_ito_x` and a counter as `ray_ito_x_total`.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Metric
@@ -41,10 +42,12 @@ class RunMetrics:
         self._starts = Counter(
             "ito_worker_starts", "Starts of the training workers; every one after the first is a restart", ("run",)
         ).set_default_tags(tags)
-        self._read = Counter("ito_rows_read", "Rows read from shards", ("run", "source")).set_default_tags(tags)
-        self._dropped = Counter(
+        # No counters: what is read again, after a failure, may have fewer rows, or fewer bad ones.
+        self._read = Gauge("ito_rows_read", "Rows read from shards", ("run", "source")).set_default_tags(tags)
+        self._dropped = Gauge(
             "ito_rows_dropped", "Rows that could not be used", ("run", "source", "reason")
         ).set_default_tags(tags)
+        self._counts: collections.Counter[tuple[str, ...]] = collections.Counter()
 
     @property
     def registered(self) -> tuple[Metric, ...]:
@@ -58,14 +61,19 @@ class RunMetrics:
             if key in metrics:
                 gauge.set(metrics[key])
 
-    def rows(self, tallies: Tallies) -> None:
-        """Note what a data task read for the first time."""
-        for number, tally in tallies.items():
-            source = self._sources[number]
-            if tally.read:
-                self._read.inc(tally.read, {"source": source})
-            for reason, count in tally.dropped.items():
-                self._dropped.inc(count, {"source": source, "reason": reason})
+    def rows(self, tallies: Tallies, before: Tallies | None = None) -> None:
+        """Note what a data task read, and that it stands for what was noted `before`."""
+        changes: collections.Counter[tuple[str, ...]] = collections.Counter()
+        for sign, some in ((1, tallies), (-1, before or {})):
+            for number, tally in some.items():
+                changes[self._sources[number],] += sign * tally.read
+                for reason, count in tally.dropped.items():
+                    changes[self._sources[number], reason] += sign * count
+        for tags, change in changes.items():
+            if change:
+                self._counts[tags] += change
+                metric = self._read if len(tags) == 1 else self._dropped
+                metric.set(self._counts[tags], dict(zip(("source", "reason"), tags, strict=False)))
 
     def started(self) -> None:
         """Note that training workers were started."""

@@ -7,6 +7,7 @@ driver drains it to draw progress and to log to MLflow, so no worker needs MLflo
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import ray
 
 from ito_ray.data.position import within
-from ito_ray.data.tally import EntryReport, Tallies, Tally, added, to_json
+from ito_ray.data.tally import EntryReport, Tallies, Tally, added, to_json, without
 from ito_ray.training.halt import Agreement, Halt
 
 JUDGE_AFTER_ROWS = 1000
@@ -51,6 +52,8 @@ class Setup:
     """Intervals of the entries that the run had consumed before."""
     tallies: Tallies = field(default_factory=dict)
     """Account of these."""
+    open: dict[int, Tallies] = field(default_factory=dict)
+    """Account of each entry that the run had consumed in part."""
     run: str = ""
     """Name of the run, for its Ray metrics."""
 
@@ -63,13 +66,17 @@ class Kept:
     """Those that may not have been passed on yet."""
     tallies: dict[str, Any]
     """Account of all entries that are complete, as JSON."""
+    open: dict[str, dict[str, Any]]
+    """The same of each entry that is open."""
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
 class Monitor:
-    """State of one launch. Reports of a data task are kept by entry, so a retried task does not count twice.
+    """State of one launch. The newest report of each entry counts: a retried task does not count twice, and an entry
+    that is read again may give other rows than before.
 
-    Entries that a committed checkpoint holds complete are folded into one account: memory does not grow with the run.
+    Entries that a committed checkpoint holds complete are not read again. They are folded into one account: memory does
+    not grow with the run.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -79,12 +86,15 @@ class Monitor:
         self._setup = setup
         self._complete = setup.complete
         self._folded = setup.tallies
-        self._tallies: dict[int, Tallies] = {}
-        self._total = setup.tallies
+        self._tallies = dict(setup.open)
+        self._total = functools.reduce(added, setup.open.values(), setup.tallies)
+        self._streams = 0
+        self._stream_of: dict[int, int] = {}
         self._candidates: dict[str, list[list[int]]] = {}
         self._quarantine = Quarantine(Path(setup.quarantine), setup.names)
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._ray_metrics = RunMetrics(setup.run, setup.names)
+        self._ray_metrics.rows(self._total)
         self._checkpoint = ""
         self._fatal = ""
         self._goes_on: dict[int, bool] = {}
@@ -93,16 +103,25 @@ class Monitor:
         self._newest = -1
         self._last_but_few: int | None = None
 
-    def record(self, entry: int, report: EntryReport) -> str:
-        """Note what a data task read; answers with a sentence when the task must raise, else ""."""
+    def record(self, entry: int, report: EntryReport, stream: int = 0) -> str:
+        """Note what a data task of a stream read; answers with a sentence when the task must raise, else "".
+
+        A task that outlives its stream says nothing about what the next one delivered.
+        """
         self._newest = max(self._newest, entry)
-        if entry not in self._tallies and not within(self._complete, entry):
-            self._tallies[entry] = report.tallies
-            self._total = added(self._total, report.tallies)
-            self._quarantine.add(entry, report.lost)
-            self._ray_metrics.rows(report.tallies)
+        if not within(self._complete, entry) and stream >= self._stream_of.get(entry, 0):
+            self._stream_of[entry] = stream
+            self._replace(entry, report)
         self._fatal = self._fatal or self._judge()
         return self._fatal
+
+    def _replace(self, entry: int, report: EntryReport) -> None:
+        before = self._tallies.get(entry, {})
+        self._tallies[entry] = report.tallies
+        self._total = added(without(self._total, before), report.tallies)
+        again = any(tally.dropped for tally in before.values())
+        self._quarantine.add(entry, report.lost, again=again)
+        self._ray_metrics.rows(report.tallies, before)
 
     def ends_soon_after(self, entry: int) -> None:
         """Note that the stream which is about to start has few entries after that one."""
@@ -124,11 +143,16 @@ class Monitor:
             "shards or raise data.max_bad_fraction."
         )
 
-    def settle(self, checkpoint: str, complete: list[list[int]]) -> Kept:
-        """What the checkpoint of that name keeps, in which these entries are complete."""
+    def settle(self, checkpoint: str, complete: list[list[int]], open_entries: Sequence[int]) -> Kept:
+        """What the checkpoint of that name keeps, in which these entries are complete and those are open."""
         self._quarantine.flush()
         self._candidates[checkpoint] = complete
-        return Kept(self._metrics, to_json(self._of(complete)))
+        known = [entry for entry in open_entries if entry in self._tallies]
+        return Kept(
+            self._metrics,
+            to_json(self._of(complete)),
+            {str(entry): to_json(self._tallies[entry]) for entry in known},
+        )
 
     def _of(self, complete: list[list[int]]) -> Tallies:
         reports = (tallies for entry, tallies in self._tallies.items() if within(complete, entry))
@@ -184,10 +208,16 @@ class Monitor:
             self._folded = self._of(complete)
             self._complete = complete
             self._tallies = {entry: one for entry, one in self._tallies.items() if not within(complete, entry)}
+            self._stream_of = {entry: one for entry, one in self._stream_of.items() if entry in self._tallies}
 
     def checkpoint(self) -> str:
         """The path last given to `committed`, or ""."""
         return self._checkpoint
+
+    def stream(self) -> tuple[str, int]:
+        """The checkpoint that a stream which is about to start goes on from, and the stream's number."""
+        self._streams += 1
+        return self._checkpoint, self._streams
 
     def fatal(self) -> str:
         """Why the run must stop, or ""."""

@@ -25,7 +25,7 @@ from ray.data.block import BlockMetadata
 from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
-from ito_ray.data.position import Position, within
+from ito_ray.data.position import Position, rows_known, within
 from ito_ray.data.tally import EntryReport
 from ito_ray.errors import DataError
 from ito_ray.runtime.launch import TokenizerFiles
@@ -52,12 +52,14 @@ class EntryReader:
     monitor: MonitorHandle
     taken: dict[int, frozenset[int]]
     """Places of unfinished entries that a resumed run has consumed."""
+    stream: int = 0
+    """Number that the monitor gave the stream."""
 
     def __call__(self, numbers: Any) -> Arrays:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
         (entry,) = numbers["id"].tolist()
         block, report = self.make(entry)
-        if reason := ray.get(self.monitor.record.remote(entry, report)):
+        if reason := ray.get(self.monitor.record.remote(entry, report, self.stream)):
             raise DataError(reason)
         total = len(block["uid"]) + len(self.taken.get(entry, ()))
         return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
@@ -70,8 +72,12 @@ class EntryReader:
             from ito_ray.data.rows import read_patiently
             from ito_ray.data.samples import SampleSpec, make_block
 
-        data = self.cfg.data
-        pieces = [(piece, read_patiently(piece, data.columns)) for piece in self.plan.entry(entry)]
+        data, taken = self.cfg.data, self.taken.get(entry, frozenset())
+        known = rows_known(taken)
+        pieces = [
+            (piece, read_patiently(piece, data.columns, known=known.get(slot, 0)))
+            for slot, piece in enumerate(self.plan.entry(entry))
+        ]
         spec = SampleSpec(
             views=data.views,
             captions=data.captions,
@@ -81,7 +87,6 @@ class EntryReader:
             context=self.cfg.model.text.context,
             templates=data.templates,
         )
-        taken = self.taken.get(entry, frozenset())
         return make_block(pieces, spec, seed=self.plan.seed, entry=entry, skip=taken)
 
 
@@ -137,7 +142,7 @@ class StreamFactory:
         """
         leave_at_once()
         try:
-            newest = ray.get(self.monitor.checkpoint.remote())
+            newest, number = ray.get(self.monitor.stream.remote())
         except ray.exceptions.RayActorError as error:
             raise StartAnew(MONITOR_LOST) from error
         if newest and (wrong := damage(Path(newest))):
@@ -145,7 +150,7 @@ class StreamFactory:
         position = Position.from_json(read_state(Path(newest)).position) if newest else Position()
         taken = {entry: frozenset(rows) for entry, (_, rows) in position.open.items()}
         ray.data.DataContext.get_current().custom_execution_callback_classes = [cast(Any, Rest)]
-        reader = EntryReader(self.plan, self.cfg, self.tokenizer, self.monitor, taken)
+        reader = EntryReader(self.plan, self.cfg, self.tokenizer, self.monitor, taken, number)
         entries = next_entries(position, min(self.entries, self.at_once))
         if len(entries) < self.entries:  # what is left after that entry lasts until the checkpoint
             self.monitor.ends_soon_after.remote(entries[len(entries) * 9 // 10])

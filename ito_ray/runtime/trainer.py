@@ -19,7 +19,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data import quarantine
 from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, within
-from ito_ray.data.tally import Account, close, from_json
+from ito_ray.data.tally import Account, close, from_json, mismatch
 from ito_ray.errors import ClusterError, DataError
 from ito_ray.runtime import halt, preflight, snapshot
 from ito_ray.runtime.cluster import on_this_node, release_of
@@ -68,6 +68,8 @@ class Trained:
     checkpoint: Path
     accounts: dict[str, Account]
     """By source, over the whole run; empty when a judge had ended it before."""
+    mismatch: str = ""
+    """A sentence if the accounts do not add up."""
 
 
 class _Lost(Exception):
@@ -198,11 +200,15 @@ def _attempt(cfg: Config, data: TrainingData, tokenizer: TokenizerFiles, listene
     finished = latest_checkpoint(cfg, damaged.append)
     if damaged:
         raise _Lost("; ".join(damaged))
-    assert finished is not None, "the loop saves a checkpoint after its last step"
+    if finished is None:
+        raise _Lost(f"the checkpoints of {cfg.name} were taken away")
     state = read_state(finished)
     if stream_ends and state.step < cfg.train.steps:
         raise _StreamEnds(f"a stream of {ENTRIES_AT_ONCE:,} blocks is read at step {state.step:,}")
-    return Trained(finished, _accounts(monitor, news, data.plan, state))
+    position = Position.from_json(state.position)
+    accounts = close(news.tallies, position.seen, data.plan.names)
+    made = ray.get(monitor.ahead.remote(position.complete))
+    return Trained(finished, accounts, mismatch(accounts, ahead=made - position.samples_open, repeats=position.repeats))
 
 
 def _fatal(monitor: MonitorHandle) -> str | None:
@@ -242,7 +248,8 @@ def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> Monito
     """A monitor that goes on where the checkpoint stands."""
     folder = Path(cfg.output).absolute() / cfg.name / quarantine.FOLDER
     complete = resumed.position["complete"] if resumed else []
-    quarantine.forget(folder, lambda entry: within(complete, entry))
+    read_in_part = {int(entry): from_json(one) for entry, one in resumed.open_tallies.items()} if resumed else {}
+    quarantine.forget(folder, lambda entry: within(complete, entry) or entry in read_in_part)
     setup = Setup(
         plan.names,
         plan.entries_per_pass,
@@ -250,16 +257,11 @@ def start_monitor(cfg: Config, plan: ShardPlan, resumed: State | None) -> Monito
         str(folder),
         complete,
         from_json(resumed.tallies) if resumed else {},
+        read_in_part,
         cfg.name,
     )
     # As Ray Train's controller; with another node all accounts might be taken away.
     return Monitor.options(scheduling_strategy=on_this_node()).remote(setup)  # type: ignore[attr-defined]
-
-
-def _accounts(monitor: MonitorHandle, news: News, plan: ShardPlan, state: State) -> dict[str, Account]:
-    position = Position.from_json(state.position)
-    made = ray.get(monitor.ahead.remote(state.position["complete"]))
-    return close(news.tallies, position.seen, plan.names, ahead=made - position.samples_open)
 
 
 def _trainer(

@@ -68,10 +68,13 @@ class Uploads:
             return True
 
     def complaint(self) -> str:
-        """What was not copied, why, and what to do."""
-        assert self._copies is not None and self._waiting is not None
+        """What is not copied, why, and what to do; "" if all is."""
+        with self._changed:
+            waiting = self._waiting
+        if self._copies is None or waiting is None:
+            return ""
         return (
-            f"{self._copies.address} has no copy of {self._waiting.name} ({self._error or 'it takes longer'}), which "
+            f"{self._copies.address} has no copy of {waiting.name} ({self._error or 'it takes longer'}), which "
             f"lies in {self._run} alone. When the store answers again run the same command: it copies it."
         )
 

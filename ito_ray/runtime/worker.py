@@ -81,10 +81,20 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
             evaluating = evaluating or (launch.judged and loop.evaluation_due(cfg, done, at_end=True))
             log("data", done, position.fractions(launch.sources))
             consumed = position.to_json()
-            kept = ray.get(launch.monitor.settle.remote(name_of(done), consumed["complete"]))
+            open_entries = list(position.open)
+            kept = ray.get(launch.monitor.settle.remote(name_of(done), consumed["complete"], open_entries))
             made_with = cfg.model_dump(mode="json")
             state = State(
-                done, consumed, made_with, launch.plan, kept.metrics, kept.tallies, curve, evaluating, live.stopped
+                done,
+                consumed,
+                made_with,
+                launch.plan,
+                kept.metrics,
+                kept.tallies,
+                curve,
+                evaluating,
+                live.stopped,
+                kept.open,
             )
             # Before any rank writes there: what a worker that was killed had begun.
             shutil.rmtree(Path(launch.folder, cfg.output, cfg.name, name_of(done)), ignore_errors=True)

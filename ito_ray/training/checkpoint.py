@@ -88,11 +88,17 @@ def load_encoder(folder: Path, encoder: nn.Module) -> dict[str, tuple[int, ...]]
 
     Returns:
         Name and shape of every tensor that stays behind.
+
+    Raises:
+        DataError: the checkpoint is of another model.
     """
     with _pieces(folder, METHOD) as method:
         tensors = {name: join() for name, join in method.items()}
     trained = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
-    encoder.load_state_dict(trained, strict=True)
+    try:
+        encoder.load_state_dict(trained, strict=True)
+    except RuntimeError as error:
+        raise DataError(_other_model(folder, METHOD, " ".join(str(error).split())[:300])) from error
     if list(folder.glob(f"{EMA}*")):
         _fill(folder, EMA, encoder)
     return {name: tuple(value.shape) for name, value in tensors.items() if not name.startswith("encoder.")}
@@ -103,9 +109,17 @@ def _fill(folder: Path, part: str, module: nn.Module) -> None:
     """Copy a checkpoint's tensors into a module's, one at a time."""
     with _pieces(folder, part) as pieces:
         targets = module.state_dict()
-        assert set(pieces) == set(targets), f"{folder}/{part}: {sorted(set(pieces) ^ set(targets))[:3]} do not match"
+        if differ := sorted(set(pieces) ^ set(targets)):
+            raise DataError(_other_model(folder, part, f"{', '.join(differ[:3])} are in one of the two only"))
         for name, target in targets.items():
             target.copy_(like(target, pieces[name]()))
+
+
+def _other_model(folder: Path, part: str, differ: str) -> str:
+    return (
+        f"{folder}/{part} holds other tensors than the model that this configuration builds: {differ}. Use the "
+        "versions of ito_ray, timm and transformers that it was written with, or choose another --name."
+    )
 
 
 @contextmanager

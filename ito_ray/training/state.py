@@ -53,6 +53,8 @@ class State:
     """Whether the evaluation after `step` steps was under way: whoever goes on from here makes it again."""
     stopped: bool = False
     """Whether training was ended here because `eval.best` did not improve."""
+    open_tallies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Account of the rows of each entry that the position holds open, by entry."""
 
 
 def write_state(folder: Path, state: State) -> Path:
@@ -82,6 +84,7 @@ def read_state(folder: Path) -> State:
         [(step, value) for step, value in document.get("curve", [])],
         document.get("evaluating", False),
         document.get("stopped", False),
+        document.get("open_tallies", {}),
     )
 
 
