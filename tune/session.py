@@ -12,6 +12,7 @@ from typing import Any
 
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
+from ito_ray.evaluation.subject import require_samples
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, job, preflight
 from ito_ray.runtime.console import Stages
@@ -24,7 +25,7 @@ from tune.book import BOOK, Book, Phase, Trial
 from tune.capacity import require_capacity
 from tune.decision import Decision, confirmation_jobs, decide
 from tune.drive import Sweep, drive, open_desk
-from tune.final_test import measure_test, require_separate_test
+from tune.final_test import measure_test, pairs_of, require_separate_test
 from tune.judging import Objective, require_metrics
 from tune.options import SearchOptions
 from tune.parent import ENVIRONMENT, endings, fields, open_parent
@@ -71,8 +72,13 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
         with stages.stage(f"Check the space, the data and the cluster for {folder.name}"):
             space.check(cfg)
             require_metrics(Objective(options.objective, options.against), cfg)
-            require_separate_test(options.test, cfg)
+            if options.test:
+                require_separate_test(pairs_of(options.test), cfg)
             data = preflight.plan_data(cfg)
+            if options.register:
+                job.require_later_stages(cfg)
+            else:
+                require_samples(cfg)
             # A tower that cannot be built is refused here, not by every trial.
             DualEncoder(cfg.model, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
             settings = _settings(cfg, options, space)

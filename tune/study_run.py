@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ito_ray.config.load import overlay
+from ito_ray.evaluation.subject import require_samples
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.runtime import cluster, preflight
 from ito_ray.runtime.console import Stages
@@ -71,9 +72,9 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
         with stages.stage(f"Check the arms, the data and the cluster for {study.name}"):
             for changes in study.arms.values():
                 apply(cfg, changes, source=f"study {study.name}")
-            test = study.test
-            require_separate_test([*test["data"]["heldout"], *test.get("eval", {}).get("zero_shot", ())], cfg)
+            require_separate_test(dict(study.test), cfg, source=f"study {study.name}")
             data = preflight.plan_data(cfg)
+            require_samples(cfg)
             # A tower that cannot be built is refused here, not by every trial.
             DualEncoder(cfg.model, preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer"))
             book.open_session(settings(study), growing=("arms",))

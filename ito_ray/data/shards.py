@@ -28,7 +28,7 @@ from fsspec.spec import AbstractBufferedFile
 from ito_ray.data import parquet, tar
 from ito_ray.data.walk import PassedOver, is_folder, literal_part, local_path, match_local, walk
 from ito_ray.errors import DataError
-from ito_ray.redact import remember, without_secrets
+from ito_ray.redact import redact, remember, without_secrets
 
 GZIPPED = (".tar.gz", ".tgz")
 COMPRESSED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -57,6 +57,11 @@ class Shard:
     def is_gzipped(self) -> bool:
         """A tar that can only be read from its beginning."""
         return _plain(self.url).endswith(GZIPPED)
+
+
+def file_name(url: str) -> str:
+    """The last part of an address, without options and credentials."""
+    return redact(url).rsplit("/", 1)[-1]
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:

@@ -6,6 +6,7 @@ A source is small and picklable, and is read in numbered pieces, so that several
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from ito_ray.data.prepare.listing import Listed, load_all
 from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
 from ito_ray.data.prepare.web import DEFAULT_POLICY
 from ito_ray.data.rows import BadSample, Row, cause
-from ito_ray.data.shards import list_shards, open_shard
+from ito_ray.data.shards import Shard, file_name, list_shards, open_shard
 from ito_ray.data.tar import read_tar
 from ito_ray.data.tar_layout import Layout
 from ito_ray.data.walk import PassedOver, is_folder, local_path
@@ -46,22 +47,34 @@ class Source(Protocol):
     def rows(self, piece: int) -> Iterator[Row]:
         """Rows of one piece, good or bad."""
 
+    def files(self) -> list[tuple[str, int]]:
+        """Name and bytes of everything that `rows` reads, whatever folder it lies in: what makes it the same data."""
+
+    def addresses(self) -> frozenset[str]:
+        """Where the pictures are: two sources that share one are not separate."""
+
 
 @dataclass(frozen=True)
 class ShardSource:
     """One piece a shard."""
 
-    urls: tuple[str, ...]
+    shards: tuple[Shard, ...]
     columns: ColumnsConfig
     field: str
     """The setting that they come from, for messages."""
 
     @property
     def pieces(self) -> int:
-        return len(self.urls)
+        return len(self.shards)
 
     def rows(self, piece: int) -> Iterator[Row]:
-        return shard_rows(self.urls[piece], self.columns, self.field)
+        return shard_rows(self.shards[piece].url, self.columns, self.field)
+
+    def files(self) -> list[tuple[str, int]]:
+        return [(file_name(one.url), one.size) for one in self.shards]
+
+    def addresses(self) -> frozenset[str]:
+        return frozenset(one.url for one in self.shards)
 
 
 @dataclass(frozen=True)
@@ -79,21 +92,41 @@ class FileSource:
         part = self.listed[piece * LISTED_PER_PIECE : (piece + 1) * LISTED_PER_PIECE]
         return whole(load_all(part, "pair", DEFAULT_POLICY), "one of its files", self.field)
 
+    def addresses(self) -> frozenset[str]:
+        return frozenset(one.image for one in self.listed if one.image)
+
+    def files(self) -> list[tuple[str, int]]:
+        """Pictures with what is said of them, under their keys, which start from the folder or table."""
+        found = []
+        for one in self.listed:
+            key = file_name(one.key) if "://" in one.key or one.key.startswith("/") else one.key
+            found.append((json.dumps([key, one.captions, one.bad]), _bytes_of(one.image)))
+            if one.text and one.text != one.image:
+                found.append((json.dumps([key, "text"]), _bytes_of(one.text)))
+        return found
+
 
 @dataclass(frozen=True)
 class NumberedSource:
     """CLIP_benchmark's tars: a picture and `cls`, the number of its class."""
 
-    urls: tuple[str, ...]
+    shards: tuple[Shard, ...]
     field: str
     key_ends: KeyEnds = "auto"
 
     @property
     def pieces(self) -> int:
-        return len(self.urls)
+        return len(self.shards)
 
     def rows(self, piece: int) -> Iterator[Row]:
-        return whole(self._rows(self.urls[piece]), self.urls[piece], self.field)
+        url = self.shards[piece].url
+        return whole(self._rows(url), url, self.field)
+
+    def files(self) -> list[tuple[str, int]]:
+        return [(file_name(one.url), one.size) for one in self.shards]
+
+    def addresses(self) -> frozenset[str]:
+        return frozenset(one.url for one in self.shards)
 
     def _rows(self, url: str) -> Iterator[Row]:
         with open_shard(url) as file:
@@ -214,12 +247,22 @@ def _clip_benchmark(root: Path, split: Path, cfg: Config, field: str) -> Labelle
     own = root / TEMPLATES
     templates = read_templates(cfg.eval.templates or (str(own) if own.is_file() else ""))
     table = {str(number): name for number, name in enumerate(names)}
-    source = NumberedSource(tuple(shard.url for shard in shards), field, cfg.data.columns.key_ends)
+    source = NumberedSource(shards, field, cfg.data.columns.key_ends)
     return Labelled(source, _LABEL, table, templates)
 
 
 def _shards(cfg: Config, given: Sequence[str], field: str) -> ShardSource:
-    return ShardSource(tuple(shard.url for shard in list_shards(given, field=field)), cfg.data.columns, field)
+    return ShardSource(list_shards(given, field=field), cfg.data.columns, field)
+
+
+def _bytes_of(address: str) -> int:
+    """Size of a file on this machine; 0 for one that is elsewhere, or is not there."""
+    if not address or "://" in address:
+        return 0
+    try:
+        return Path(address).stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_table(path: Path) -> bool:

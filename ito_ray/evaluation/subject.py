@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol, TypeVar
@@ -28,6 +28,8 @@ from ito_ray.evaluation.report import Measure, Section
 from ito_ray.evaluation.sources import Labelled, Source, open_labelled, open_pairs, read
 from ito_ray.evaluation.zero_shot import class_embeddings
 
+LOOKED_AT = 1000
+"""Labelled samples among which one of a known class is looked for before a run starts."""
 T = TypeVar("T")
 Task = Callable[[Encoder, PairReader], T]
 
@@ -91,10 +93,7 @@ class Subject:
         task = partial(_pairs, batch=self.cfg.eval.batch, captions=self.captions, thumbnail=self.thumbnail)
         found = join_pairs(self._go(self.pair_source, task))
         if not found.keys:
-            lost = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
-            raise DataError(
-                f"data.heldout gave no pair with a readable image and a caption; dropped: {lost or 'none'}."
-            )
+            raise _no_pair(self.dropped)
         return found
 
     @cached_property
@@ -148,11 +147,7 @@ class Subject:
         task = partial(_labelled, index=index, field=given.field, batch=self.cfg.eval.batch)
         found = join_labelled(self._go(given.source, task))
         if not len(found.labels):
-            raise DataError(
-                f"None of the {found.left_out} labelled samples has a class of the class file in its field "
-                f"{given.field!r}: the samples say {list(found.unknown)}, the class file {list(given.table)[:3]}; set "
-                "the field or the file."
-            )
+            raise _no_class(given, found.left_out, found.unknown)
         if found.left_out:
             self.dropped["class_not_listed"] += found.left_out
         return found
@@ -179,6 +174,44 @@ class Subject:
     @property
     def _max_pixels(self) -> int:
         return self.cfg.data.max_pixels
+
+
+def require_samples(cfg: Config) -> None:
+    """Look whether each set has a sample to measure on, without an encoder; the first one as a rule.
+
+    Raises:
+        ConfigError, DataError: what `evaluate` would raise for sets without one.
+    """
+    if cfg.data.heldout:
+        reader = read(open_pairs(cfg), limit=1, max_pixels=cfg.data.max_pixels)
+        if next(reader, None) is None:
+            raise _no_pair(reader.tally.dropped)
+    if cfg.eval.zero_shot:
+        given = open_labelled(cfg, cfg.eval.zero_shot, "eval.zero_shot")
+        pairs = read(given.source, limit=LOOKED_AT, max_pixels=cfg.data.max_pixels)
+        said = dict.fromkeys(str(pair.meta.get(given.field, "(nothing)")) for pair in _until_known(pairs, given))
+        if pairs.tally.delivered < LOOKED_AT and not said.keys() & given.table.keys():
+            raise _no_class(given, pairs.tally.delivered, sorted(said)[:3])
+
+
+def _until_known(pairs: Iterable[Pair], given: Labelled) -> Iterator[Pair]:
+    """As far as the first whose class is listed."""
+    for pair in pairs:
+        yield pair
+        if _is_known(pair, index=frozenset(given.table), field=given.field):
+            return
+
+
+def _no_pair(dropped: Mapping[str, int]) -> DataError:
+    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return DataError(f"data.heldout gave no pair with a readable image and a caption; dropped: {lost or 'none'}.")
+
+
+def _no_class(given: Labelled, left_out: int, unknown: Sequence[str]) -> DataError:
+    return DataError(
+        f"None of the {left_out} labelled samples has a class of the class file in its field {given.field!r}: the "
+        f"samples say {list(unknown)}, the class file {list(given.table)[:3]}; set the field or the file."
+    )
 
 
 def _pairs(encoder: Encoder, reader: PairReader, *, batch: int, captions: int, thumbnail: int) -> PairEmbeddings:

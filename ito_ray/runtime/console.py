@@ -53,7 +53,7 @@ class Stages:
 
     def warn(self, text: str) -> None:
         """A line that must not be missed."""
-        self.console.print(f"    [bold yellow]warning:[/bold yellow] {escape(text)}", highlight=False)
+        self.console.print(Text(f"    warning: {text}", "bold yellow"))
 
     def findings(self, findings: Sequence[Finding]) -> None:
         """What preflight found on the cluster, with advice where something will hurt."""

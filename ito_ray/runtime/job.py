@@ -23,6 +23,7 @@ from ito_ray.evaluation.encoder import FolderEncoder, TowerEncoder
 from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.evaluation.report import Report
 from ito_ray.evaluation.show import write_files
+from ito_ray.evaluation.subject import require_samples
 from ito_ray.export.card import Origin, public_name, training_facts, with_origin
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
@@ -35,9 +36,15 @@ from ito_ray.runtime.restore import restore
 from ito_ray.runtime.upload import Uploads
 from ito_ray.tracking.address import with_store
 from ito_ray.tracking.outbox import JOURNAL, Outbox
-from ito_ray.tracking.provenance import dataset_identity, evaluation_sets, git_commit, installed_versions
-from ito_ray.tracking.registry import Registered, find, register
-from ito_ray.tracking.run import TrackedRun, open_run
+from ito_ray.tracking.provenance import (
+    DatasetIdentity,
+    dataset_identity,
+    evaluation_sets,
+    git_commit,
+    installed_versions,
+)
+from ito_ray.tracking.registry import Registered, find, register, require_registrable
+from ito_ray.tracking.run import TrackedRun, open_run, resolve_store
 from ito_ray.training import checkpoint
 from ito_ray.training.selection import stopped_early
 from ito_ray.training.state import read_state
@@ -115,6 +122,7 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
     with stages.stage("Check data, model and cluster"):
         preflight.require_evaluation(cfg)
         data = preflight.plan_data(cfg)
+        measured_on = require_later_stages(cfg)
         restore(cfg, stages.say)
         tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
         encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
@@ -152,7 +160,8 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
             outbox.require_delivered()
             accounts = {"ito.accounts": training.mismatch} if training.mismatch else {}
             tracked.set_tags({"ito.stopped": chosen.stopped or "finished", "ito.shipped": chosen.why, **accounts})
-            registered = _register(cfg, verified, report, tracked, identity.digest, chosen)
+            facts = _Facts(identity.digest, measured_on, chosen)
+            registered = _register(cfg, verified, report, tracked, facts)
             stages.say(f"{registered.uri} is version {registered.version}")
     except BaseException as error:
         deadline = time.monotonic() + FAREWELL_SECONDS
@@ -322,19 +331,45 @@ def _origin(cfg: Config, training: Training, report: Report, digest: str, chosen
     )
 
 
-def _register(
-    cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, digest: str, chosen: best.Chosen
-) -> Registered:
+@dataclass(frozen=True)
+class _Facts:
+    """What a version says of itself."""
+
+    data_digest: str
+    measured_on: Mapping[str, DatasetIdentity]
+    chosen: best.Chosen
+
+
+def require_later_stages(cfg: Config) -> dict[str, DatasetIdentity]:
+    """Ask at start for what evaluation and registry will need, in the same way; what the model is measured on.
+
+    Raises:
+        ConfigError, DataError, TrackingError: what they would raise.
+    """
+    preflight.require_evaluation(cfg)
+    require_samples(cfg)
+    measured_on = evaluation_sets(cfg)
+    require_registrable(
+        resolve_store(cfg.tracking.uri, cfg.output),
+        experiment=cfg.tracking.experiment,
+        model_name=cfg.tracking.model_name,
+        alias=cfg.tracking.alias,
+        run=cfg.name,
+    )
+    return measured_on
+
+
+def _register(cfg: Config, verified: Verified, report: Report, tracked: TrackedRun, facts: _Facts) -> Registered:
     """A new version, unless this very encoder is one already: running the job again is safe."""
     name = cfg.tracking.model_name
     if known := find(verified.digest, store=tracked.store, model_name=name):
         return known
     tags = {
-        "ito.data_digest": digest,
+        "ito.data_digest": facts.data_digest,
         "ito.method": cfg.method.name,
         "ito.fusion_weight": f"{cfg.method.fusion_weight:g}",
-        "ito.steps": str(chosen.step),
-        "ito.shipped": chosen.why,
+        "ito.steps": str(facts.chosen.step),
+        "ito.shipped": facts.chosen.why,
         "ito.intervals": strict_json.dumps(report.intervals),
     }
     return register(
@@ -344,8 +379,8 @@ def _register(
         model_name=name,
         alias=cfg.tracking.alias,
         run=tracked,
-        step=chosen.ended,  # where the run's own points of these metrics are
+        step=facts.chosen.ended,  # where the run's own points of these metrics are
         metrics={f"final/{name}": value for name, value in report.metrics().items()},
-        measured_on={f"final/{kind}/": data for kind, data in evaluation_sets(cfg).items()},
+        measured_on={f"final/{kind}/": data for kind, data in facts.measured_on.items()},
         tags=tags,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
@@ -20,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from ito_ray import strict_json
 from ito_ray.config.gate import Gate
 from ito_ray.config.schema import Config
-from ito_ray.data.heldout import HeldoutReader
-from ito_ray.errors import ConfigError, ExportError, TrackingError
+from ito_ray.errors import ConfigError, DataError, ExportError, TrackingError
 from ito_ray.evaluation.compare import gain, group_changes, read_groups
 from ito_ray.evaluation.encoder import FolderEncoder
-from ito_ray.evaluation.evaluate import evaluate, read_classes, shares
+from ito_ray.evaluation.evaluate import evaluate, shares
 from ito_ray.evaluation.latency import side_by_side
 from ito_ray.evaluation.report import Report
+from ito_ray.evaluation.sources import open_labelled, open_pairs, read
 from ito_ray.export.checks import TensorPrint, check_folder, manifest_digest, tensor_print
 from ito_ray.export.parity import PROBE_TEXTS, TOLERANCE, FreshProcess, Reference, probe_images, require_parity
 from ito_ray.tracking.aliases import (
@@ -97,17 +97,17 @@ def promote(
             f"data.heldout and eval.zero_shot are both empty: give data to compare version {candidate.version} with "
             f"the champion, version {champion.version}, e.g. --heldout SHARDS or --recipe NAME."
         )
-    metrics = gate.chosen(shares(cfg)) if champion else ()
+    trial = _trial(cfg, gate, limit) if champion else None  # before anything is fetched or measured
     start = time.perf_counter()
     with _folder(registry, str(candidate.version)) as ours, FreshProcess() as fresh:
         problems, encoder = _check(ours, candidate, cfg.eval.batch, fresh)
         say(f"version {candidate.version}: {'sound' if not problems else 'not sound'}")
         measured = _Measured(Evidence(problems=problems, has_champion=champion is not None))
-        if champion and encoder:
+        if champion and trial and encoder:
             with _folder(registry, str(champion.version)) as theirs:
                 other = FolderEncoder(theirs, batch=cfg.eval.batch, name=f"version {champion.version}")
                 say(f"measuring it and version {champion.version}, the champion")
-                measured = _compare(encoder, other, (ours, theirs), cfg, gate, metrics, limit)
+                measured = _compare(encoder, other, (ours, theirs), trial)
     decision = judge(gate, measured.evidence)
     say(f"decided after {time.perf_counter() - start:.0f} s")
     run_id = _record(registry, candidate, champion, gate, measured, decision)
@@ -139,6 +139,32 @@ def _opponents(registry: Registry, version: str) -> tuple[ModelVersion, ModelVer
             "nothing to check. Register its folder with python -m pipelines.register register."
         )
     return candidate, registry.version(champion) if champion else None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What candidate and champion are compared on."""
+
+    cfg: Config
+    gate: Gate
+    limit: int | None
+    metrics: tuple[str, ...]
+    data: Mapping[str, DatasetIdentity]
+    groups: Mapping[str, Sequence[str]] | None
+    images: list[Image.Image]
+    texts: list[str]
+
+
+def _trial(cfg: Config, gate: Gate, limit: int | None) -> _Trial:
+    """
+    Raises:
+        ConfigError, DataError: whatever the comparison would fail for.
+    """
+    metrics, data, classes = gate.chosen(shares(cfg)), evaluation_sets(cfg), tuple[str, ...]()
+    if cfg.eval.zero_shot:
+        classes = tuple(open_labelled(cfg, cfg.eval.zero_shot, "eval.zero_shot").table.values())
+    groups = read_groups(gate.groups, classes) if gate.groups else None
+    return _Trial(cfg, gate, limit, metrics, data, groups, *_items(cfg, classes, gate.latency_batch))
 
 
 @contextmanager
@@ -214,38 +240,37 @@ def size_of(folder: Path) -> Size:
     return Size(total, parameters)
 
 
-def _compare(
-    ours: FolderEncoder,
-    theirs: FolderEncoder,
-    folders: tuple[Path, Path],
-    cfg: Config,
-    gate: Gate,
-    metrics: tuple[str, ...],
-    limit: int | None,
-) -> _Measured:
-    data = evaluation_sets(cfg)
-    classes = read_classes(cfg.eval.classes) if cfg.eval.zero_shot else ()
-    groups = read_groups(gate.groups, classes) if gate.groups else None
+def _compare(ours: FolderEncoder, theirs: FolderEncoder, folders: tuple[Path, Path], trial: _Trial) -> _Measured:
+    cfg, gate = trial.cfg, trial.gate
+    limit = trial.limit
     reports: tuple[Report, Report] = evaluate(ours, cfg, limit=limit), evaluate(theirs, cfg, limit=limit)
-    images, texts = _items(cfg, classes, gate.latency_batch)
+    least = gate.min_group_images
     evidence = Evidence(
-        gains=tuple(gain(*reports, metric) for metric in metrics),
-        groups=group_changes(*reports, groups, min_images=gate.min_group_images) if cfg.eval.zero_shot else None,
-        latency=side_by_side(ours, theirs, images=images, texts=texts, rounds=gate.latency_rounds),
+        gains=tuple(gain(*reports, metric) for metric in trial.metrics),
+        groups=group_changes(*reports, trial.groups, min_images=least) if cfg.eval.zero_shot else None,
+        latency=side_by_side(ours, theirs, images=trial.images, texts=trial.texts, rounds=gate.latency_rounds),
         size=size_of(folders[0]),
         champion_size=size_of(folders[1]),
     )
     names = ("candidate", "champion")
-    return _Measured(evidence, data, dict(zip(names, (report.metrics() for report in reports), strict=True)))
+    return _Measured(evidence, trial.data, dict(zip(names, (report.metrics() for report in reports), strict=True)))
 
 
 def _items(cfg: Config, classes: tuple[str, ...], count: int) -> tuple[list[Image.Image], list[str]]:
-    """What latency is measured with: the first samples of the data, repeated up to `count`."""
-    heldout, zero_shot = ("data.heldout", cfg.data.heldout), ("eval.zero_shot", cfg.eval.zero_shot)
-    setting, patterns = heldout if cfg.data.heldout else zero_shot
-    pairs = list(HeldoutReader(patterns, cfg.data.columns, limit=count, max_pixels=cfg.data.max_pixels, field=setting))
-    texts = [pair.captions[0] for pair in pairs if pair.captions] or list(classes[:count])
-    images = [pair.image for pair in pairs]
+    """What latency is measured with: the first samples of the data, repeated up to `count`.
+
+    Raises:
+        DataError: there is none.
+    """
+    field = "data.heldout" if cfg.data.heldout else "eval.zero_shot"
+    source = open_pairs(cfg) if cfg.data.heldout else open_labelled(cfg, cfg.eval.zero_shot, field).source
+    reader = read(source, limit=count, max_pixels=cfg.data.max_pixels)
+    pairs = list(reader)
+    if not pairs:
+        lost = ", ".join(f"{number} {reason}" for reason, number in reader.tally.dropped.items())
+        raise DataError(f"{field} has no sample that can be read; dropped: {lost or 'none'}.")
+    said = [pair.captions[0] for pair in pairs if pair.captions] if cfg.data.heldout else []
+    images, texts = [pair.image for pair in pairs], said or list(classes[:count])
     return list(islice(cycle(images), count)), list(islice(cycle(texts), count))
 
 

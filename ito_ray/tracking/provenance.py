@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ito_ray.config.schema import Config
-from ito_ray.data.shards import list_shards
+from ito_ray.data.shards import file_name
+from ito_ray.evaluation.sources import open_labelled, open_pairs
 from ito_ray.redact import redact
 
 PACKAGES = ("torch", "timm", "transformers", "tokenizers", "sentence-transformers", "ray", "mlflow", "numpy", "pillow")
@@ -20,36 +21,42 @@ PACKAGES = ("torch", "timm", "transformers", "tokenizers", "sentence-transformer
 
 @dataclass(frozen=True)
 class DatasetIdentity:
-    """Which data a run was trained on."""
+    """Which data a run was trained or measured on."""
 
     name: str
     digest: str
-    """Changes when a shard is added, removed or changes its size; at most 36 characters (MLflow's limit)."""
+    """Changes when a file is added, removed or changes its size; at most 36 characters (MLflow's limit)."""
     source: tuple[str, ...]
     """The patterns of the configuration, without passwords and signatures."""
     shards: int
+    """Files, where there are no shards."""
     bytes: int
 
 
 def dataset_identity(name: str, patterns: Sequence[str], shards: Iterable[tuple[str, int]]) -> DatasetIdentity:
     """Identity of the shards [(url, size in bytes), …]; independent of their order and of the folder they lie in."""
-    pairs = sorted((redact(url).rsplit("/", 1)[-1], size) for url, size in shards)
-    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-    return DatasetIdentity(name, digest, tuple(map(redact, patterns)), len(pairs), sum(size for _, size in pairs))
+    return _identity(name, patterns, [(file_name(url), size) for url, size in shards])
 
 
 def evaluation_sets(cfg: Config) -> dict[str, DatasetIdentity]:
     """What `cfg` measures on: {"heldout": …, "zero_shot": …}, those that are given.
 
     Raises:
-        DataError: patterns that name no shard.
+        ConfigError, DataError: what `evaluate` would raise for data that are not there or not understood.
     """
-    sets = {"heldout": ("data.heldout", cfg.data.heldout), "zero_shot": ("eval.zero_shot", cfg.eval.zero_shot)}
-    return {
-        kind: dataset_identity(kind, patterns, [(one.url, one.size) for one in list_shards(patterns, field=field)])
-        for kind, (field, patterns) in sets.items()
-        if patterns
-    }
+    sets = {}
+    if cfg.data.heldout:
+        sets["heldout"] = _identity("heldout", cfg.data.heldout, open_pairs(cfg).files())
+    if cfg.eval.zero_shot:
+        labelled = open_labelled(cfg, cfg.eval.zero_shot, "eval.zero_shot")
+        sets["zero_shot"] = _identity("zero_shot", cfg.eval.zero_shot, labelled.source.files())
+    return sets
+
+
+def _identity(name: str, patterns: Sequence[str], files: Iterable[tuple[str, int]]) -> DatasetIdentity:
+    pairs = sorted(files)
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    return DatasetIdentity(name, digest, tuple(map(redact, patterns)), len(pairs), sum(size for _, size in pairs))
 
 
 def installed_versions() -> dict[str, str]:

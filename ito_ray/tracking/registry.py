@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, load_model, save_model
 
@@ -30,7 +32,7 @@ from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import Verified
 from ito_ray.export.standalone import standalone
-from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, Registry, crown_first, logged_model
+from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, LOCK, Registry, crown_first, logged_model, quoted
 from ito_ray.tracking.provenance import DatasetIdentity
 from ito_ray.tracking.run import (
     TRACKING_VARIABLE,
@@ -45,6 +47,13 @@ from ito_ray.tracking.signature import SERVING, example, signature
 
 ENCODER = "encoder"
 REQUIREMENTS = ("mlflow", "sentence-transformers", "transformers", "timm", "torch", "pillow", "pandas")
+LAST_RUN = "ito.last_run"
+"""Tag of a registered model: the training run that last meant to register a version."""
+MODEL_NAME_LENGTH = 256
+"""Of MLflow's databases."""
+_NOT_IN_LOGGED_NAMES = re.compile(r"""[/:.%"']""")
+"""A registered model may be called clip.v2, a logged one may not."""
+_ALIAS, _NO_ALIAS = re.compile(r"[\w-]{1,255}"), re.compile(r"latest|v\d+", re.IGNORECASE)
 SHA256, PARITY = "ito.sha256", "ito.parity"
 RUN_TAGS = ("mlflow.source.git.commit", "ito.recipe", "ito.config_digest", "mlflow.parentRunId", "ito.sweep")
 """Of the training run, copied to the version. The parent is the sweep that the run belongs to."""
@@ -104,7 +113,7 @@ def register(
     with _using(store), refusals(f"register {model_name}@{alias}", store):
         model = client.create_logged_model(
             experiment_id,
-            name=model_name,
+            name=_NOT_IN_LOGGED_NAMES.sub("-", model_name),
             source_run_id=run.run_id if run else None,
             tags=all_tags,
             params={"embed_dim": str(facts["embed_dim"]), "logit_scale": f"{facts['logit_scale']:.6g}"},
@@ -126,15 +135,47 @@ def find(digest: str, *, store: Store, model_name: str) -> Registered | None:
     """The newest version that is the very folder with this digest: then there is nothing to register."""
     client = open_client(store)
     with refusals(f"search {model_name!r}", store):
-        same = client.search_model_versions(f"name = '{model_name}' AND tags.`{SHA256}` = '{digest}'")
+        same = client.search_model_versions(f"name = {quoted(model_name)} AND tags.`{SHA256}` = '{digest}'")
     if not same:
         return None
     version = max(same, key=lambda one: int(one.version))
     return _settled(Registry(client, store, model_name), str(version.version), logged_model(version))
 
 
+def require_registrable(store: Store, *, experiment: str, model_name: str, alias: str, run: str) -> None:
+    """Refuse at start what `register` would be refused: it asks the registry for the same things.
+
+    A model that is not there is made, without versions; one that is there notes the run in its tag `ito.last_run`.
+
+    Raises:
+        TrackingError: a name or alias that cannot be, no right to write, or a server too old for logged models.
+    """
+    require_free(alias)
+    if len(model_name) + len(LOCK) > MODEL_NAME_LENGTH:
+        raise TrackingError(
+            f"The model name {model_name[:40]}… has {len(model_name)} characters, and "
+            f"{MODEL_NAME_LENGTH - len(LOCK)} are allowed: shorten it."
+        )
+    if "'" in model_name and '"' in model_name:
+        raise TrackingError(
+            f"The model name {model_name} has both kinds of quotes, which MLflow cannot find: drop one."
+        )
+    _requirements()
+    client = open_client(store)
+    experiment_id = open_experiment(client, store, experiment)
+    with refusals(f"take a version of the model {model_name!r}", store):
+        client.search_logged_models([experiment_id], max_results=1)
+        _make_model(client, model_name)
+        client.set_registered_model_tag(model_name, LAST_RUN, run)
+
+
 def require_free(alias: str) -> None:
-    """TrackingError for an alias that the gate alone may move."""
+    """TrackingError for an alias that the gate alone may move, or that MLflow does not take."""
+    if not _ALIAS.fullmatch(alias) or _NO_ALIAS.fullmatch(alias):
+        raise TrackingError(
+            f"The alias {alias!r} is none that MLflow takes: use letters, digits, _ and -, and neither latest nor a "
+            "version such as v1."
+        )
     if alias in RESERVED_ALIASES:
         raise TrackingError(
             f"The alias {alias!r} moves through the gate alone: register without it, then "
@@ -191,7 +232,7 @@ def _upload(
     Not `log_model`: it would start a run when none is active, load the model once more to try the example, and leave
     this machine's paths in the artifact.
     """
-    requirements = [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+    requirements = _requirements()
     with tempfile.TemporaryDirectory(prefix="ito-register-") as scratch:
         path, code = Path(scratch, "model"), Path(scratch, "pyfunc_model.py")
         code.write_text(standalone(Path(__file__).with_name("pyfunc_model.py")), encoding="utf-8")
@@ -214,6 +255,17 @@ def _upload(
                 compiled.unlink()
             cache.rmdir()
         client.log_model_artifacts(model.model_id, str(path))
+
+
+def _requirements() -> list[str]:
+    """What the model is served with, pinned to what is installed here."""
+    try:
+        return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise TrackingError(
+            f"A registered model is served with {', '.join(REQUIREMENTS)}, but {error.name} is not installed here: "
+            "install ito_ray with its dependencies."
+        ) from error
 
 
 def _without_paths(mlmodel: Path) -> None:
@@ -264,12 +316,23 @@ def _log_metrics(
 def _new_version(
     client: MlflowClient, model: LoggedModel, model_name: str, run: TrackedRun | None, tags: Mapping[str, str]
 ) -> str:
-    if not client.search_registered_models(f"name = '{model_name}'", max_results=1):
-        client.create_registered_model(model_name)
+    _make_model(client, model_name)
     version = client.create_model_version(
         model_name, model.model_uri, run_id=run.run_id if run else None, tags=dict(tags), model_id=model.model_id
     )
     return str(version.version)
+
+
+def _make_model(client: MlflowClient, model_name: str) -> None:
+    """Unless it is there, or another process makes it at the same time."""
+    there = f"name = {quoted(model_name)}"
+    if client.search_registered_models(there, max_results=1):
+        return
+    try:
+        client.create_registered_model(model_name)
+    except MlflowException:
+        if not client.search_registered_models(there, max_results=1):
+            raise
 
 
 def _run_tags(run: TrackedRun | None) -> dict[str, str]:

@@ -36,6 +36,8 @@ DATASET_CONTEXT = "mlflow.data.context"  # the tag that MLflow's page shows as t
 PARAMS_PER_CALL = 100
 PARAM_LENGTH = 6000
 METRICS_PER_CALL = 1000
+SOURCE_LENGTH, NAME_LENGTH = 60_000, 500
+"""Of a data set; MLflow takes 65,535 characters of a source."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -296,7 +298,7 @@ class ShardDataset(MetaDataset):
 
     def __init__(self, identity: DatasetIdentity) -> None:
         self.identity = identity
-        source = CodeDatasetSource({"patterns": list(identity.source)})
+        source = CodeDatasetSource({"patterns": _shortened(identity.source)})
         super().__init__(source, name=identity.name, digest=identity.digest)
 
     @property
@@ -304,12 +306,23 @@ class ShardDataset(MetaDataset):
         return {"shards": self.identity.shards, "bytes": self.identity.bytes}
 
 
+def _shortened(patterns: Sequence[str]) -> list[str]:
+    """The first ones, when all would be more than MLflow takes: a set may name each of its thousand shards."""
+    room, kept = SOURCE_LENGTH, list[str]()
+    for pattern in patterns:
+        room -= len(json.dumps(json.dumps(pattern))) + 2  # MLflow writes it as a string inside a string
+        if room < 0:
+            return [*kept, f"… and {len(patterns) - len(kept):,} more"]
+        kept.append(pattern)
+    return kept
+
+
 def dataset_input(identity: DatasetIdentity, context: str) -> DatasetInput:
     """What MLflow records of a dataset as a run's input; `context` is its role: training, evaluation."""
     described = ShardDataset(identity)
     facts = described.to_dict()
     dataset = Dataset(
-        identity.name,
+        identity.name[:NAME_LENGTH],
         identity.digest,
         facts["source_type"],
         facts["source"],

@@ -17,8 +17,9 @@ from PIL import Image
 from ito_ray.config.evaluation import EvalConfig
 from ito_ray.config.gate import Gate
 from ito_ray.config.schema import Config, DataConfig
-from ito_ray.errors import ConfigError, TrackingError
+from ito_ray.errors import ConfigError, DataError, TrackingError
 from ito_ray.evaluation.encoder import Embeddings, FolderEncoder
+from ito_ray.evaluation.evaluate import evaluate
 from ito_ray.export.checks import folder_manifest, manifest_digest, write_manifest
 from ito_ray.export.parity import Verified
 from ito_ray.export.sentence_transformer import export_sentence_transformer
@@ -26,11 +27,12 @@ from ito_ray.tracking import promote as module
 from ito_ray.tracking.aliases import Registry, crown, logged_model, rollback
 from ito_ray.tracking.gate import judge
 from ito_ray.tracking.promote import Outcome, promote, size_of
+from ito_ray.tracking.provenance import evaluation_sets
 from ito_ray.tracking.registry import Registered, download, register
 from ito_ray.tracking.run import Store, open_client, resolve_store
 from ito_ray.tracking.versions import overview
 from pipelines.register import main
-from tests.evaluation.shapes import SHAPES, ShapeEncoder, write_shape_shards
+from tests.evaluation.shapes import COLOURS, SHAPES, ShapeEncoder, draw, write_shape_shards
 from tests.export.tiny import Exported, export
 
 LENIENT = {"min_gain": -1.0, "max_latency_ratio": 99.0, "max_group_fall": 1.0, "latency_rounds": 1, "min_items": 10}
@@ -319,3 +321,54 @@ def test_the_command_line_explains_mistakes(world: World, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         main(["promote", "--tracking-uri", uri, "--gate.min-gain", "7"])
     assert "Input should be less than 1" in capsys.readouterr().err
+
+
+def _own_data(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The same pictures as (pairs, labelled): a table and a folder a class; files side by side and a table."""
+    rows = []
+    for number, (colour, shape) in enumerate((c, s) for c in list(COLOURS)[:6] for s in SHAPES):
+        for place in (folder / "folders" / shape, folder / "pairs"):
+            place.mkdir(parents=True, exist_ok=True)
+            draw(colour, shape, seed=number).save(place / f"{number}.png")
+        (folder / "pairs" / f"{number}.txt").write_text(f"a {colour} {shape}")
+        rows.append(f"folders/{shape}/{number}.png,a {colour} {shape},{shape}\n")
+    (folder / "table.csv").write_text("image,caption,class\n" + "".join(rows))
+    return {"table": (folder / "table.csv", folder / "folders"), "files": (folder / "pairs", folder / "table.csv")}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("form", ["table", "files"])
+def test_tables_and_folders_decide_as_shards_do(world: World, tmp_path: Path, form: str) -> None:
+    pairs, labelled = _own_data(tmp_path)[form]
+    cfg = Config(
+        data=DataConfig(heldout=(str(pairs),)),
+        eval=EvalConfig(zero_shot=(str(labelled),), zero_shot_field="class", batch=32),
+    )
+    registry = world.registry(f"own-{form}", world.first, world.second)
+    outcome = promote(registry, cfg, Gate(**LENIENT), say=lambda _: None)
+    assert outcome.promoted and outcome.version == "2"
+    written = document(world, outcome)
+    assert {kind: one["digest"] for kind, one in written["data"].items()} == {
+        kind: one.digest for kind, one in evaluation_sets(cfg).items()
+    }
+    found = written["metrics"]["candidate"]
+    assert found["zero_shot/images"] == 36
+    assert found == evaluate(FolderEncoder(world.second, batch=32), cfg).metrics()
+
+
+def test_data_that_cannot_be_measured_on_are_refused_before_anything_is_fetched(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = world.registry("early", world.first, world.second)
+    monkeypatch.setattr(module, "_folder", lambda *_: pytest.fail("a model was fetched"))
+    pairs, _ = _own_data(tmp_path)["table"]
+    for cfg, message in (
+        (Config(data=DataConfig(heldout=(str(tmp_path / "gone.csv"),))), "There is no table"),
+        (Config(eval=EvalConfig(zero_shot=(str(world.data / "labelled"),))), r"eval\.classes is empty"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            promote(registry, cfg, Gate(**LENIENT), say=lambda _: None)
+    for picture in tmp_path.rglob("*.png"):
+        picture.write_bytes(b"")
+    with pytest.raises(DataError, match=r"data\.heldout has no sample that can be read; dropped: 36 "):
+        promote(registry, Config(data=DataConfig(heldout=(str(pairs),))), Gate(**LENIENT), say=lambda _: None)

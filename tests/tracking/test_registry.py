@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
@@ -22,8 +24,8 @@ from ito_ray.errors import ExportError, TrackingError
 from ito_ray.export.checks import folder_manifest, manifest_digest
 from ito_ray.export.parity import PROBE_TEXTS, Verified, probe_images, reference_path
 from ito_ray.tracking.provenance import dataset_identity
-from ito_ray.tracking.registry import Registered, download, find, load, register
-from ito_ray.tracking.run import Store, TrackedRun, config_digest, open_run
+from ito_ray.tracking.registry import Registered, download, find, load, register, require_registrable
+from ito_ray.tracking.run import Store, TrackedRun, config_digest, open_client, open_run, resolve_store
 from pipelines.register import main
 from tests.export.tiny import Exported, export
 
@@ -229,3 +231,52 @@ def test_command_line_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "python -m pipelines.register promote --tracking-uri" in capsys.readouterr().out
     assert main(["register", "--folder", "nowhere", "--tracking-uri", "sqlite:///x.db"]) == 2
     assert "--folder nowhere is not a SentenceTransformer folder" in capsys.readouterr().err
+
+
+def ask(store: Store, name: str = NAME, alias: str = "candidate") -> None:
+    require_registrable(store, experiment="ito", model_name=name, alias=alias, run="run")
+
+
+@pytest.mark.parametrize("name", ["clip.v2", "icons 100%", "it's", 'a "b"'])
+def test_a_name_that_is_let_pass_at_the_start_is_registered(verified: Verified, run: TrackedRun, name: str) -> None:
+    """MLflow takes more names for a registered model than for a logged one."""
+    ask(run.store, name)
+    made = put(verified, run.store, model_name=name, alias="nightly-1")
+    assert (made.model_name, made.version) == (name, "1")
+    assert find(verified.digest, store=run.store, model_name=name) == made
+    assert run.client.get_registered_model(name).tags["ito.last_run"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "message"),
+    [
+        ("a/b", "candidate", "does not take a version of the model 'a/b'"),
+        ("", "candidate", "does not take a version of the model ''"),
+        ("n" * 250, "candidate", "has 250 characters"),
+        (NAME, "champion", "moves through the gate alone"),
+        (NAME, "latest", "none that MLflow takes"),
+        (NAME, "v12", "none that MLflow takes"),
+        (NAME, "night run", "none that MLflow takes"),
+        (NAME, "", "none that MLflow takes"),
+    ],
+)
+def test_what_registration_would_refuse_is_refused_at_the_start(
+    tmp_path: Path, verified: Verified, name: str, alias: str, message: str
+) -> None:
+    store = resolve_store("", str(tmp_path))
+    with pytest.raises(TrackingError, match=message):
+        ask(store, name, alias)
+    assert open_client(store).search_registered_models() == []
+
+
+def test_a_registry_that_gives_no_right_to_write_is_noticed_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("Permission denied")
+
+    store = resolve_store("", str(tmp_path))
+    for call in ("create_registered_model", "set_registered_model_tag", "search_logged_models"):
+        with monkeypatch.context() as patch, pytest.raises(TrackingError, match="Permission denied"):
+            patch.setattr(MlflowClient, call, refuse)
+            ask(store)
