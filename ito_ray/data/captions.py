@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+from ito_ray.data.preprocess import clean_text
 
 MOST_CHARACTERS = 32_768
 """A longer text is no caption: some page, or a file in its place. Tokenizing 20 MB takes half a minute."""
@@ -77,3 +80,10 @@ def fill(text: str, templates: Mapping[str, float], rng: np.random.Generator) ->
             if chance < 0:
                 return template.replace("{}", text)
     return text
+
+
+def caption_numbers(captions: Sequence[str]) -> NDArray[np.int64]:
+    """(M,) the same number for captions that are equal once cleaned, but for letter case; counted from 0."""
+    known: dict[str, int] = {}
+    numbers = (known.setdefault(clean_text(caption).casefold(), len(known)) for caption in captions)
+    return np.fromiter(numbers, np.int64, len(captions))

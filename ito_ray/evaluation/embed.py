@@ -8,13 +8,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ito_ray.data.captions import caption_numbers
 from ito_ray.errors import DataError
+from ito_ray.evaluation.answers import Answers
 from ito_ray.evaluation.encoder import Embeddings, Encoder
 
 if TYPE_CHECKING:
@@ -43,6 +46,11 @@ class PairEmbeddings:
     """m captions."""
     thumbnails: tuple[bytes, ...] = ()
     """n small WebP pictures, or none."""
+
+    @cached_property
+    def answers(self) -> Answers:
+        """Which captions are right for which images."""
+        return Answers(self.owner, caption_numbers(self.captions), len(self.keys))
 
 
 @dataclass(frozen=True)

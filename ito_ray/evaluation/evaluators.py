@@ -155,10 +155,10 @@ def run_robustness(subject: Subject) -> Finding:
         add("zero_shot_top1", "Zero-shot, top 1", right(subject.labelled.image[:n]), hits, groups=labels_n)
     if subject.cfg.data.heldout:
         changed = subject.changed_pairs(changes, robustness.MOST)
-        text_mD, owner_m = _first_texts(subject, len(next(iter(changed.values()))))
+        text_mD, owner_m, number_m = _first_texts(subject, len(next(iter(changed.values()))))
 
         def found(image_nD: Embeddings) -> NDArray[np.bool_]:
-            return retrieval(image_nD, text_mD, owner_m).image_to_text.hits(1)
+            return retrieval(image_nD, text_mD, owner_m, number_m).image_to_text.hits(1)
 
         hits = {name: found(image_nD) for name, image_nD in changed.items()}
         add("r1_image_to_text", "Image → text, R@1", found(subject.pairs.image[: owner_m.max() + 1]), hits)
@@ -193,11 +193,11 @@ def run_text_robustness(subject: Subject) -> Finding:
         add("zero_shot_top1", "Zero-shot, top 1", clean, hits, groups=labelled.labels)
     if subject.cfg.data.heldout:
         image_nD = subject.pairs.image[: robustness.MOST]
-        text_mD, owner_m = _first_texts(subject, len(image_nD))
+        text_mD, owner_m, number_m = _first_texts(subject, len(image_nD))
         captions = subject.pairs.captions[: len(owner_m)]
 
         def found(text_mD: Embeddings) -> NDArray[np.bool_]:
-            return retrieval(image_nD, text_mD, owner_m).text_to_image.hits(1)
+            return retrieval(image_nD, text_mD, owner_m, number_m).text_to_image.hits(1)
 
         def encode(change: Callable[[str], str]) -> Embeddings:
             return subject.encoder.encode_texts([change(caption) for caption in captions])
@@ -229,10 +229,11 @@ def _split(subject: Subject) -> Split:
     return parts
 
 
-def _first_texts(subject: Subject, images: int) -> tuple[Embeddings, NDArray[np.int64]]:
-    """Captions of the first images; captions come in the order of their images."""
-    m = int(np.searchsorted(subject.pairs.owner, images))
-    return subject.pairs.text[:m], subject.pairs.owner[:m]
+def _first_texts(subject: Subject, images: int) -> tuple[Embeddings, NDArray[np.int64], NDArray[np.int64]]:
+    """Captions of the first images, their images and numbers; captions come in the order of their images."""
+    pairs = subject.pairs
+    m = int(np.searchsorted(pairs.owner, images))
+    return pairs.text[:m], pairs.owner[:m], pairs.answers.number_M[:m]
 
 
 def _again(

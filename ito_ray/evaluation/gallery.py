@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ito_ray.evaluation.embed import PairEmbeddings
-from ito_ray.evaluation.encoder import Embeddings
 from ito_ray.evaluation.similarity import chunks, on_grid
 
 
@@ -24,7 +23,7 @@ class Hit:
     similarity: float
     """Cosine."""
     right: bool
-    """Whether the query is a caption of this very image."""
+    """Whether the query is a caption of this image."""
 
 
 Choice = Literal["random", "best", "worst"]
@@ -37,7 +36,7 @@ class Query:
     text: str
     hits: tuple[Hit, ...]
     rank: int
-    """Of the right image; ties count against it."""
+    """Of the best right image; ties count against it."""
     candidates: int
 
 
@@ -60,7 +59,7 @@ def make_queries(
         top: images per query.
         seed: of the draw.
         chunk: images compared at a time; it does not change the result.
-        choice: `best` and `worst` go by how much more similar the right image is than the best wrong one.
+        choice: `best` and `worst` go by how much more similar the best right image is than the best wrong one.
 
     Raises:
         ValueError: the pairs were embedded without thumbnails.
@@ -70,19 +69,22 @@ def make_queries(
     first_N = np.unique(pairs.owner, return_index=True)[1]
     order_N = np.random.default_rng(seed).permutation(len(first_N))
     if choice != "random":
-        margin_N = _margins(pairs.text[first_N], pairs.image, chunk)
+        margin_N = _margins(pairs, first_N, chunk)
         order_N = np.argsort(-margin_N if choice == "best" else margin_N, kind="stable")
-    by_text = {pairs.captions[first_N[i]]: i for i in reversed(order_N)}
-    drawn_Q = np.array([i for i in order_N if by_text[pairs.captions[first_N[i]]] == i][:count])
+    number_N = pairs.answers.number_M[first_N]
+    first_with = {number_N[i]: i for i in reversed(order_N)}
+    drawn_Q = np.array([i for i in order_N if first_with[number_N[i]] == i][:count])
     text_QD = on_grid(pairs.text[first_N[drawn_Q]])
-    own_Q = np.einsum("qd,qd->q", text_QD, on_grid(pairs.image[drawn_Q]))
-    rank_Q = np.zeros(len(drawn_Q), dtype=np.int64)
     best: list[list[tuple[float, bool, int]]] = [[] for _ in drawn_Q]
+    best_right_Q, rank_Q = np.full(len(drawn_Q), -np.inf), np.ones(len(drawn_Q), dtype=np.int64)
     for rows in chunks(len(pairs.image), chunk):
-        score_QB = text_QD @ on_grid(pairs.image[rows]).T
-        rank_Q += np.count_nonzero(score_QB >= own_Q[:, None], axis=1)
-        for q, own in enumerate(drawn_Q):
-            best[q] = _merge(best[q], score_QB[q], rows.start, int(own), top)
+        score_QB, right_QB = _scores(pairs, text_QD, first_N[drawn_Q], rows)
+        np.maximum(best_right_Q, score_QB.max(axis=1, where=right_QB, initial=-np.inf), out=best_right_Q)
+        for q in range(len(drawn_Q)):
+            best[q] = _merge(best[q], score_QB[q], right_QB[q], rows.start, top)
+    for rows in chunks(len(pairs.image), chunk):
+        score_QB, right_QB = _scores(pairs, text_QD, first_N[drawn_Q], rows)
+        rank_Q += np.count_nonzero((score_QB >= best_right_Q[:, None]) & ~right_QB, axis=1)
     return tuple(
         Query(
             text=pairs.captions[first_N[own]],
@@ -96,27 +98,34 @@ def make_queries(
     )
 
 
-def _margins(text_ND: Embeddings, image_ND: Embeddings, chunk: int) -> NDArray[np.float64]:
-    """(N,) similarity of each text to its own image, less that to the best other one."""
-    margin_N = np.empty(len(text_ND))
-    for a in chunks(len(text_ND), chunk):
-        text_AD = on_grid(text_ND[a])
-        rows_A = np.arange(len(text_AD))
-        best_A, own_A = np.full(len(text_AD), -np.inf), np.einsum("ad,ad->a", text_AD, on_grid(image_ND[a]))
-        for b in chunks(len(image_ND), chunk):
-            score_AB = text_AD @ on_grid(image_ND[b]).T
-            if a == b:
-                score_AB[rows_A, rows_A] = -np.inf
-            best_A = np.maximum(best_A, score_AB.max(axis=1))
-        margin_N[a] = own_A - best_A
+def _scores(
+    pairs: PairEmbeddings, text_QD: NDArray[np.float64], caption_Q: NDArray[np.int64], images: slice
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(Q,B) similarities of the captions to some images, and whether they are right for each other."""
+    score_QB = text_QD @ on_grid(pairs.image[images]).T
+    right_BQ = pairs.answers.right(images, caption_Q)
+    return score_QB, np.zeros(score_QB.shape, dtype=bool) if right_BQ is None else right_BQ.T
+
+
+def _margins(pairs: PairEmbeddings, first_N: NDArray[np.int64], chunk: int) -> NDArray[np.float64]:
+    """(N,) similarity of each image's first caption to the best right image, less that to the best wrong one."""
+    margin_N = np.empty(len(first_N))
+    for a in chunks(len(first_N), chunk):
+        text_AD = on_grid(pairs.text[first_N[a]])
+        right_A, wrong_A = np.full(len(text_AD), -np.inf), np.full(len(text_AD), -np.inf)
+        for b in chunks(len(pairs.image), chunk):
+            score_AB, right_AB = _scores(pairs, text_AD, first_N[a], b)
+            np.maximum(right_A, score_AB.max(axis=1, where=right_AB, initial=-np.inf), out=right_A)
+            np.maximum(wrong_A, score_AB.max(axis=1, where=~right_AB, initial=-np.inf), out=wrong_A)
+        margin_N[a] = right_A - wrong_A
     return margin_N
 
 
 def _merge(
-    best: list[tuple[float, bool, int]], score_B: NDArray[np.float64], start: int, own: int, top: int
+    best: list[tuple[float, bool, int]], score_B: NDArray[np.float64], right_B: NDArray[np.bool_], start: int, top: int
 ) -> list[tuple[float, bool, int]]:
-    """The first `top` by (−similarity, right, index): among equals the right one comes last, as its rank says."""
+    """The first `top` by (−similarity, right, index): among equals the right ones come last, as their rank says."""
     index = start + np.arange(len(score_B))
-    order = np.lexsort((index, index == own, -score_B))[:top]
-    new = [(-float(score_B[i]), bool(index[i] == own), int(index[i])) for i in order]
+    order = np.lexsort((index, right_B, -score_B))[:top]
+    new = [(-float(score_B[i]), bool(right_B[i]), int(index[i])) for i in order]
     return sorted(best + new)[:top]

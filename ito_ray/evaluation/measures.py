@@ -42,16 +42,20 @@ _UNITS = 512
 def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
     """Recalls and median ranks both ways, and the sizes.
 
-    Captions of one image are not independent, so text-to-image intervals draw whole images.
+    Captions of one image are not independent, and neither are images that have a caption in common: intervals draw
+    whole images, and those together.
     """
-    found = retrieval(pairs.image, pairs.text, pairs.owner)
+    answers = pairs.answers
+    found = retrieval(pairs.image, pairs.text, pairs.owner, answers.number_M)
+    image_groups_N = answers.groups_N
+    text_groups_M = pairs.owner if image_groups_N is None else image_groups_N[pairs.owner]
     measures: list[Measure] = []
     directions: tuple[tuple[str, str, Ranks], ...] = (
         ("text_to_image", "Text → image", found.text_to_image),
         ("image_to_text", "Image → text", found.image_to_text),
     )
     for slug, label, ranks in directions:
-        groups = pairs.owner if slug == "text_to_image" else None
+        groups = text_groups_M if slug == "text_to_image" else image_groups_N
         for k in RECALLS:
             name, chance = f"heldout/r{k}_{slug}", ranks.chance(k)
             measures.append(Measure.share(name, f"{label}, R@{k}", Sample(ranks.hits(k), groups), chance))
@@ -69,6 +73,7 @@ def retrieval_measures(pairs: PairEmbeddings) -> list[Measure]:
         *measures,
         Measure("heldout/pairs", "held-out images", len(pairs.keys), "count"),
         Measure("heldout/captions", "captions", len(pairs.captions), "count"),
+        Measure("heldout/shared_captions", "captions that several images have", answers.shared, "count"),
     ]
 
 

@@ -1,5 +1,8 @@
 """Image-text retrieval: the rank of the right answer for every query, both ways.
 
+Equal captions are equal answers: an image that has the query's caption is right, and so is a caption that an image has,
+whosever it was. Otherwise two images with one caption could not both be found, whatever the encoder.
+
 N images, M captions (M ≥ N), D width. `owner_M[m]` is the image of caption m.
 """
 
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ito_ray.evaluation.answers import Answers
 from ito_ray.evaluation.encoder import Embeddings
 from ito_ray.evaluation.similarity import chunks, on_grid, require_unit
 
@@ -64,8 +68,15 @@ class Retrieval:
     text_to_image: Ranks
 
 
-def retrieval(image_ND: Embeddings, text_MD: Embeddings, owner_M: NDArray[np.int64], *, chunk: int = 1024) -> Retrieval:
-    """Rank every caption's image, and every image's best-ranked own caption.
+def retrieval(
+    image_ND: Embeddings,
+    text_MD: Embeddings,
+    owner_M: NDArray[np.int64],
+    number_M: NDArray[np.int64] | None = None,
+    *,
+    chunk: int = 1024,
+) -> Retrieval:
+    """Rank every caption's best-ranked right image, and every image's best-ranked right caption.
 
     Memory: chunk² similarities and O(N + M), never N × M. The chunk does not change the result (`similarity.py`).
 
@@ -73,6 +84,7 @@ def retrieval(image_ND: Embeddings, text_MD: Embeddings, owner_M: NDArray[np.int
         image_ND: (N, D) float32, L2-normed.
         text_MD: (M, D) float32, L2-normed.
         owner_M: (M,) integers in [0, N); several captions may have the same image, and each image has at least one.
+        number_M: (M,) `ito_ray.data.captions.caption_numbers`; None = all captions are different.
 
     Raises:
         ValueError: embeddings are not unit vectors, or an owner is out of range, or an image has no caption.
@@ -80,32 +92,30 @@ def retrieval(image_ND: Embeddings, text_MD: Embeddings, owner_M: NDArray[np.int
     require_unit("image_ND", image_ND)
     require_unit("text_MD", text_MD)
     n, m = len(image_ND), len(text_MD)
-    if owner_M.shape != (m,) or owner_M.min() < 0 or owner_M.max() >= n:
-        raise ValueError(f"owner_M must be ({m},) with values in [0, {n}).")
-    right_N = np.bincount(owner_M, minlength=n).astype(np.int64)
-    if not right_N.all():
-        raise ValueError(f"image {int(np.argmin(right_N))} has no caption.")
+    answers = Answers(owner_M, np.arange(m) if number_M is None else number_M, n)
 
-    own_M = np.empty(m)
-    for rows in chunks(m, chunk):
-        pair_image_BD = on_grid(image_ND[owner_M[rows]])
-        own_M[rows] = np.einsum("bd,bd->b", on_grid(text_MD[rows]), pair_image_BD)
-    best_N = np.full(n, -np.inf)
-    np.maximum.at(best_N, owner_M, own_M)
+    best_N, best_M = np.full(n, -np.inf), np.full(m, -np.inf)
+    for a in chunks(n, chunk):
+        for b in chunks(m, chunk):
+            right_AB = answers.right(a, b)
+            if right_AB is not None:
+                score_AB = np.where(right_AB, on_grid(image_ND[a]) @ on_grid(text_MD[b]).T, -np.inf)
+                np.maximum(best_N[a], score_AB.max(axis=1), out=best_N[a])
+                np.maximum(best_M[b], score_AB.max(axis=0), out=best_M[b])
 
-    image_rank_N = np.zeros(n, dtype=np.int64)
-    text_rank_M = np.zeros(m, dtype=np.int64)
+    image_rank_N, text_rank_M = np.ones(n, dtype=np.int64), np.ones(m, dtype=np.int64)
     for a in chunks(n, chunk):
         image_AD = on_grid(image_ND[a])
         for b in chunks(m, chunk):
             score_AB = image_AD @ on_grid(text_MD[b]).T
+            right_AB = answers.right(a, b)
+            if right_AB is not None:
+                score_AB[right_AB] = -np.inf
             image_rank_N[a] += np.count_nonzero(score_AB >= best_N[a, None], axis=1)
-            text_rank_M[b] += np.count_nonzero(score_AB >= own_M[None, b], axis=0)
-    # Counted so far: every caption at least as similar as the best own one. The own ones among them are not wrong.
-    image_rank_N += 1 - np.bincount(owner_M[own_M == best_N[owner_M]], minlength=n)
+            text_rank_M[b] += np.count_nonzero(score_AB >= best_M[None, b], axis=0)
     return Retrieval(
-        image_to_text=Ranks(image_rank_N, right_N, candidates=m),
-        text_to_image=Ranks(text_rank_M, np.ones(m, dtype=np.int64), candidates=n),
+        image_to_text=Ranks(image_rank_N, answers.captions_N, candidates=m),
+        text_to_image=Ranks(text_rank_M, answers.images_M, candidates=n),
     )
 
 

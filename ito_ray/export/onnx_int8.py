@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ito_ray.data.captions import caption_numbers
 from ito_ray.errors import ExportError
 from ito_ray.export.onnx_encoder import OnnxEncoder
 from ito_ray.export.sentence_transformer import write_json
@@ -102,7 +103,7 @@ def add_int8(
     loss = Int8Loss(
         source=source if pairs else "the built-in sentences",
         towers={tower: _loss(folder, described[tower], *(one[tower] for one in embedded.values())) for tower in towers},
-        recall={name: _recall(one["image"], one["text"]) for name, one in embedded.items()} if pairs else None,
+        recall={name: _recall(one["image"], one["text"], texts) for name, one in embedded.items()} if pairs else None,
     )
     write_json(folder / "preprocess.json", {**described, "int8_measured": asdict(loss)})
     return loss
@@ -161,10 +162,10 @@ def _in_batches(encode: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
     return whole
 
 
-def _recall(image_ND: NDArray[np.float32], text_ND: NDArray[np.float32]) -> dict[str, float]:
+def _recall(image_ND: NDArray[np.float32], text_ND: NDArray[np.float32], texts: Sequence[str]) -> dict[str, float]:
     similarity_NN = image_ND @ text_ND.T
-    own_N = np.arange(len(image_ND))
+    number_N = caption_numbers(texts)  # equal captions are equal answers, as in evaluation
     return {
-        "image_to_text_r1": float((similarity_NN.argmax(1) == own_N).mean()),
-        "text_to_image_r1": float((similarity_NN.argmax(0) == own_N).mean()),
+        "image_to_text_r1": float((number_N[similarity_NN.argmax(1)] == number_N).mean()),
+        "text_to_image_r1": float((number_N[similarity_NN.argmax(0)] == number_N).mean()),
     }

@@ -46,7 +46,7 @@ def fusion_loss(fused_KBD: Tensor, fused_KGD: Tensor, scale: Tensor, caption_KG:
         left_out_RC = torch.zeros_like(logits_RC, dtype=torch.bool).scatter_(1, itself_R[:, None], True)
         if caption_KG is not None:
             caption_C = caption_KG.flatten()
-            left_out_RC |= false_negatives(caption_C[itself_R], sample_C[itself_R], caption_C, sample_C)
+            left_out_RC |= false_negatives(caption_C[None, itself_R], sample_C[itself_R], caption_C[None], sample_C)
         others_R1 = logits_RC.masked_fill(left_out_RC, -torch.inf).logsumexp(dim=1, keepdim=True)
         return (others_R1 - same_RJ).sum()
 

@@ -4,7 +4,7 @@ With several blocks the logits of each are thrown away after the forward pass an
 pass: the peak is one block instead of B × G, for one more matrix product. Equal to the undivided loss
 (tests/losses/test_rows.py).
 
-Shapes: R rows of one block, C columns.
+Shapes: R rows of one block, C columns, D captions drawn of a sample.
 """
 
 from __future__ import annotations
@@ -35,11 +35,16 @@ def sum_over_rows(loss_of: Callable[..., Tensor], columns: int, *rows: Tensor, b
     return torch.stack([checkpoint(loss_of, *part, use_reentrant=False) for part in blocks]).sum()
 
 
-def false_negatives(caption_R: Tensor, sample_R: Tensor, caption_C: Tensor, sample_C: Tensor) -> Tensor:
-    """Columns that another sample brought with the very same caption: bool (R,C).
+def false_negatives(caption_DR: Tensor, sample_R: Tensor, caption_DC: Tensor, sample_C: Tensor) -> Tensor:
+    """Columns of other samples that have a caption of the row's: bool (R,C).
 
     Args:
-        caption_R, caption_C: int64, which caption (methods/base.py, `caption_identity`).
+        caption_DR, caption_DC: int64, the captions that stand for each row and each column: one of them, or all that
+            were drawn of the sample (methods/base.py, `caption_identity`).
         sample_R, sample_C: int64, which sample of the global batch.
     """
-    return (caption_R[:, None] == caption_C) & (sample_R[:, None] != sample_C)
+    same_RC = torch.zeros(caption_DR.shape[1], caption_DC.shape[1], dtype=torch.bool, device=caption_DR.device)
+    for caption_R in caption_DR:
+        for caption_C in caption_DC:
+            same_RC |= caption_R[:, None] == caption_C
+    return same_RC & (sample_R[:, None] != sample_C)

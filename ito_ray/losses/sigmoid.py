@@ -39,7 +39,7 @@ def sigmoid_loss(
         sign_RG = torch.full_like(logits_RG, -1.0).scatter_(1, target_R[:, None], 1.0)
         terms_RG = F.logsigmoid(sign_RG * logits_RG)
         if caption_G is not None:
-            same_RG = false_negatives(caption_G[target_R], target_R, caption_G, sample_G)
+            same_RG = false_negatives(caption_G[None, target_R], target_R, caption_G[None], sample_G)
             terms_RG = terms_RG.masked_fill(same_RG, 0.0)
         return -terms_RG.sum()
 

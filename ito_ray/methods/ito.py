@@ -89,7 +89,7 @@ class Ito(Method):
         for v in range(views):
             for c in range(captions):
                 caption_G = None if caption_CG is None else caption_CG[c]
-                loss = info_nce(image_VBD[v], text_CBD[c], image_VGD[v], text_CGD[c], scale, caption_G)
+                loss = info_nce(image_VBD[v], text_CBD[c], image_VGD[v], text_CGD[c], scale, caption_G, caption_CG)
                 losses.append(self.alignment_weights_VC[v][c] * loss)
         return torch.stack(losses).mean()
 

@@ -25,13 +25,13 @@ def instruments(features: Features, scale: Tensor) -> dict[str, float]:
         scale: s.
 
     Returns:
-        `geometry/…` and `batch/duplicate_captions`, the share of samples whose caption another sample has, too;
+        `geometry/…` and `batch/duplicate_captions`, the share of samples with a caption that another sample has, too;
         empty on the other ranks.
     """
     share = MOST // world_size()
     both_2BD = torch.stack([features.image_VBD[0, :share], features.text_CBD[0, :share]])
     image_nD, text_nD = gather(both_2BD.contiguous(), dim=1)
-    caption_G = gather(features.caption_CB[0].contiguous())
+    caption_CG = gather(features.caption_CB.contiguous(), dim=1)
     if rank() != 0:
         return {}
     return {
@@ -43,7 +43,7 @@ def instruments(features: Features, scale: Tensor) -> dict[str, float]:
         "geometry/effective_rank_image": effective_rank(image_nD),
         "geometry/effective_rank_text": effective_rank(text_nD),
         "geometry/logit_entropy": logit_entropy(image_nD, text_nD, scale),
-        "batch/duplicate_captions": duplicate_share(caption_G),
+        "batch/duplicate_captions": duplicate_share(caption_CG),
     }
 
 
@@ -53,7 +53,10 @@ def logit_entropy(image_nD: Tensor, text_nD: Tensor, scale: Tensor) -> float:
     return float(torch.special.entr(probability_nn).sum(1).mean())
 
 
-def duplicate_share(caption_G: Tensor) -> float:
-    """Share of samples whose caption occurs more than once: each is a false negative of its twins."""
-    _, inverse_G, count_U = caption_G.unique(return_inverse=True, return_counts=True)
-    return float((count_U[inverse_G] > 1).float().mean())
+def duplicate_share(caption_CG: Tensor) -> float:
+    """Share of samples with a caption that another one has, in whatever draw: each is a false negative of the other."""
+    _, inverse_CG = torch.atleast_2d(caption_CG).unique(return_inverse=True)
+    sample_CG = torch.arange(inverse_CG.shape[1], device=inverse_CG.device).expand_as(inverse_CG)
+    pairs_2P = torch.stack([inverse_CG.flatten(), sample_CG.flatten()]).unique(dim=1)  # each caption once a sample
+    samples_U = pairs_2P[0].bincount()
+    return float((samples_U[inverse_CG] > 1).any(0).float().mean())

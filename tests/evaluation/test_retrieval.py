@@ -9,8 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ito_ray.data.captions import caption_numbers
+from ito_ray.evaluation.answers import Answers
 from ito_ray.evaluation.encoder import Embeddings
 from ito_ray.evaluation.retrieval import Ranks, retrieval
+from ito_ray.evaluation.similarity import on_grid
 
 
 def unit(x: NDArray[np.float64]) -> Embeddings:
@@ -149,3 +152,82 @@ def test_refuses_nan_and_unnormalised_vectors() -> None:
         retrieval(broken, text, owner)
     with pytest.raises(ValueError, match="text_MD must hold finite vectors of length 1"):
         retrieval(image, 2 * text, owner)
+
+
+CAPTIONS = ("a dog", "a cat", "A  Dog", "a bird", "a cat", "a fish", "a bird", "a bird")
+OWNER = np.array([0, 1, 2, 3, 4, 4, 5, 3])
+"""Images 0 and 2 are dogs, 1 and 4 cats (4 has a fish besides), 3 and 5 birds (3 twice)."""
+
+
+def equal_or_own(captions: tuple[str, ...], owner: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N, M) by its definition, with sets."""
+    plain = [" ".join(one.lower().split()) for one in captions]
+    own = [{plain[m] for m in np.flatnonzero(owner == n)} for n in range(owner.max() + 1)]
+    return np.array([[text in texts for text in plain] for texts in own])
+
+
+def test_equal_captions_are_equal_answers() -> None:
+    """An encoder that knows the word finds every image, though no image has a caption of its own."""
+    number = caption_numbers(CAPTIONS)
+    word = unit(np.eye(4))
+    text = word[number]
+    image = word[[0, 1, 0, 2, 1, 2]]
+    found = retrieval(image, text, OWNER, number)
+    assert (found.image_to_text.rank == 1).all()
+    assert found.text_to_image.rank.tolist() == [1, 1, 1, 1, 1, 6, 1, 1], "the fish alone looks like nothing: all tie"
+    assert found.image_to_text.right.tolist() == [2, 2, 2, 3, 3, 3]
+    assert found.text_to_image.right.tolist() == [2, 2, 2, 2, 2, 1, 2, 2]
+    assert found.text_to_image.chance(1) == pytest.approx((7 * 2 / 6 + 1 / 6) / 8)
+    assert found.image_to_text.chance(1) == pytest.approx((3 * 2 / 8 + 3 * 3 / 8) / 6)
+    strict = retrieval(image, text, OWNER)
+    assert strict.text_to_image.recall(1) == 0, "what it was when only its own image was right"
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1024])
+def test_equal_captions_against_the_full_matrix(chunk: int) -> None:
+    rng = np.random.default_rng(9)
+    image, text, owner = make(40, 90, 6, seed=9)
+    captions = tuple(f"word {n}" for n in rng.integers(30, size=90))
+    text[5] = text[7]
+    image[3] = image[4]
+    number = caption_numbers(captions)
+    right = equal_or_own(captions, owner)
+    score = on_grid(image) @ on_grid(text).T
+    best_n = np.where(right, score, -np.inf).max(1)
+    best_m = np.where(right, score, -np.inf).max(0)
+    found = retrieval(image, text, owner, number, chunk=chunk)
+    np.testing.assert_array_equal(found.image_to_text.rank, 1 + ((score >= best_n[:, None]) & ~right).sum(1))
+    np.testing.assert_array_equal(found.text_to_image.rank, 1 + ((score >= best_m) & ~right).sum(0))
+    np.testing.assert_array_equal(found.image_to_text.right, right.sum(1))
+    np.testing.assert_array_equal(found.text_to_image.right, right.sum(0))
+
+
+def test_chance_with_equal_captions_equals_random_embeddings() -> None:
+    number = caption_numbers(CAPTIONS)
+    rng = np.random.default_rng(10)
+    hits = []
+    for _ in range(4000):
+        found = retrieval(unit(rng.standard_normal((6, 12))), unit(rng.standard_normal((8, 12))), OWNER, number)
+        hits.append([found.image_to_text.recall(1), found.text_to_image.recall(1), found.text_to_image.recall(2)])
+    expected = [found.image_to_text.chance(1), found.text_to_image.chance(1), found.text_to_image.chance(2)]
+    np.testing.assert_allclose(np.mean(hits, axis=0), expected, atol=0.01)
+
+
+def test_one_caption_of_all_images_takes_no_matrix() -> None:
+    n = 20_000
+    point = unit(np.random.default_rng(0).standard_normal((n, 2)))
+    tracemalloc.start()
+    answers = Answers(np.arange(n), np.zeros(n, dtype=np.int64), n)
+    assert (answers.captions_N == n).all() and (answers.images_M == n).all() and answers.shared == n
+    assert answers.groups_N is None, "one group has no spread"
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+    small = retrieval(point[:500], point[500:1000], np.arange(500), np.zeros(500, dtype=np.int64), chunk=100)
+    assert (small.text_to_image.rank == 1).all() and small.text_to_image.chance(1) == 1
+
+
+def test_images_that_captions_join_are_one_group() -> None:
+    groups = Answers(OWNER, caption_numbers(CAPTIONS), 6).groups_N
+    assert groups is not None
+    assert [(groups == group).nonzero()[0].tolist() for group in np.unique(groups)] == [[0, 2], [1, 4], [3, 5]]
+    assert Answers(np.arange(4), np.arange(4), 4).groups_N is None

@@ -78,6 +78,38 @@ def test_masked_info_nce_skips_equal_captions() -> None:
     torch.testing.assert_close(LOSSES["info_nce"](x, y, scale, CAPTIONS), naive)
 
 
+DRAWN = torch.tensor([[5, 6, 5, 7, 8, 6, 5], [1, 7, 2, 6, 8, 3, 1]])
+"""Two captions a sample: 6 and 7 are drawn of sample 1 and of sample 3, in another order; 8 twice of sample 4."""
+
+
+@pytest.mark.parametrize("block", [2 * B, 2**24])
+@pytest.mark.parametrize("draw", [0, 1])
+def test_masked_info_nce_skips_captions_that_are_equal_across_draws(
+    draw: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, scale = _inputs()
+    image, text = x[0], y[0]
+
+    def one_way(row: Tensor, column: Tensor, is_wrong: Callable[[int, int], bool]) -> Tensor:
+        terms = []
+        for i in range(B):
+            kept = [j for j in range(B) if j == i or is_wrong(i, j)]
+            logits = torch.stack([scale * row[i] @ column[j] for j in kept])
+            terms.append(torch.logsumexp(logits, 0) - logits[kept.index(i)])
+        return torch.stack(terms).mean()
+
+    def describes(sample: int, other: int) -> bool:
+        """Whether the text of `sample` is a caption of `other`, too."""
+        return bool((DRAWN[draw, sample] == DRAWN[:, other]).any())
+
+    by_image = one_way(image, text, lambda i, j: not describes(j, i))
+    by_text = one_way(text, image, lambda i, j: not describes(i, j))
+    monkeypatch.setattr(rows.sum_over_rows, "__kwdefaults__", {"block": block})
+    found = info_nce(image, text, image, text, scale, DRAWN[draw], DRAWN)
+    torch.testing.assert_close(found, (by_image + by_text) / 2)
+    assert found < info_nce(image, text, image, text, scale, DRAWN[draw]) < info_nce(image, text, image, text, scale)
+
+
 def test_masked_sigmoid_skips_equal_captions() -> None:
     x, y, scale = _inputs()
     terms = [

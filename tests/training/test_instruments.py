@@ -21,6 +21,10 @@ def test_entropy_is_log_n_without_a_scale_and_zero_with_a_large_one() -> None:
 
 def test_duplicates_are_counted_with_their_twins() -> None:
     assert duplicate_share(torch.tensor([4, 9, 4, 4, 7])) == pytest.approx(0.6)
+    two_draws = torch.tensor([[4, 9, 4, 4, 7], [1, 7, 2, 3, 5]])  # the 7 of sample 1 is sample 4's first
+    assert duplicate_share(two_draws) == 1.0
+    same_twice = torch.tensor([[4, 9], [4, 8]])
+    assert duplicate_share(same_twice) == 0.0, "a caption that one sample drew twice is nobody else's"
     assert duplicate_share(torch.tensor([1, 2, 3])) == 0
 
 

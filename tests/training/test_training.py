@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
+from timm.optim import param_groups_weight_decay
 
 from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config, OptimConfig
@@ -210,6 +212,39 @@ def test_no_decay_on_norms_biases_positions_and_scale() -> None:
         assert name in plain_names, name
     assert not any("bias" in name or "norm" in name.lower() for name in decayed_names)
     assert "encoder.image.proj.weight" in decayed_names
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("vit_small_patch16_224", ["cls_token", "pos_embed"]),
+        ("vit_small_patch16_dinov3", ["cls_token", "reg_token"]),
+        ("deit_tiny_distilled_patch16_224", ["cls_token", "dist_token", "pos_embed"]),
+        ("vit_base_patch16_siglip_224", ["pos_embed", "attn_pool.latent"]),
+        ("swin_tiny_patch4_window7_224", ["layers.0.blocks.0.attn.relative_position_bias_table"]),
+        ("swinv2_tiny_window8_256", ["layers.0.blocks.0.attn.logit_scale", "layers.0.blocks.0.attn.cpb_mlp.0.weight"]),
+        ("beit_base_patch16_224", ["cls_token", "blocks.3.attn.relative_position_bias_table"]),
+        ("tiny_vit_5m_224", ["stages.1.blocks.0.attn.attention_biases"]),
+        ("mvitv2_tiny", ["stages.0.blocks.0.attn.rel_pos_h"]),
+        ("xcit_nano_12_p16_224", ["cls_token", "pos_embed.token_projection.weight"]),
+        ("convnext_tiny", []),
+    ],
+)
+def test_no_decay_on_what_timm_spares(name: str, spared: list[str]) -> None:
+    with torch.device("meta"):
+        net: Any = timm.create_model(name, num_classes=0)
+    encoder = torch.nn.ModuleDict({"image": torch.nn.ModuleDict({"net": net})})
+    decayed, plain = build_optimizer(encoder, OptimConfig(weight_decay=0.3)).param_groups
+    names = {id(parameter): name.removeprefix("image.net.") for name, parameter in encoder.named_parameters()}
+    decayed_names, plain_names = ({names[id(one)] for one in group["params"]} for group in (decayed, plain))
+    assert set(spared) <= plain_names
+    by_timm = param_groups_weight_decay(net, 0.3, no_weight_decay_list=getattr(net, "no_weight_decay", set)())
+    theirs = {names[id(one)] for group in by_timm if group["weight_decay"] for one in group["params"]}
+    missed = {name for name in theirs if name == "attn_pool.latent" or name.endswith("attn.temperature")}
+    assert decayed_names == theirs - missed, (
+        "all that timm decays, but for a token, and what a module inside the model names"
+    )
+    assert all(weight.ndim > 1 for weight in decayed["params"]) and len(decayed_names) > 10
 
 
 def test_another_model_is_not_resumed(tmp_path: Path) -> None:
