@@ -130,6 +130,7 @@ def run(options: Evaluate, console: Console) -> Report:
     _check(options, cfg, store)
     with console.status("Loading …"):  # all of them first: a wrong address must not cost the time of the others
         opened = [_open(model, options, cfg, store) for model in (options.model, *options.baselines)]
+    _check_places(options, cfg)
     report, *baselines = [_measure(one, options, cfg, console) for one in opened]
     page = write_files(
         report,
@@ -153,12 +154,24 @@ def _check(options: Evaluate, cfg: Config, store: Store | None) -> None:
     """What can be refused before a model is loaded."""
     from ito_ray.evaluation.evaluators import choose
 
-    if store and options.run not in ("", "new"):
+    if store and options.run:
         from ito_ray.tracking.evaluation import require_run
 
-        require_run(options.run, store)
+        require_run(options.run, store, cfg.tracking.experiment)
     if options.evaluators and (cfg.data.heldout or cfg.eval.zero_shot):
         choose(options.evaluators, pairs=bool(cfg.data.heldout), labelled=bool(cfg.eval.zero_shot))
+
+
+def _check_places(options: Evaluate, cfg: Config) -> None:
+    """What can be refused before anything is measured: every set, and where the results go."""
+    from ito_ray.evaluation.show import require_writable
+    from ito_ray.evaluation.sources import open_labelled
+    from ito_ray.evaluation.subject import require_samples
+
+    require_samples(cfg)
+    if options.probe:
+        open_labelled(cfg, options.probe, "--probe")
+    require_writable(options.out)
 
 
 @dataclass(frozen=True)

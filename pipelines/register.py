@@ -78,7 +78,7 @@ class Register(_Model):
         """Check, compare, register; prints where the model is now."""
         # Imported here and below, so that --help and a wrong option answer at once.
         from ito_ray.export.parity import Reference, reference_path, verify
-        from ito_ray.tracking.registry import find, register, require_free
+        from ito_ray.tracking.registry import find, register, require_registrable
         from ito_ray.tracking.run import resolve_store
 
         start = time.perf_counter()
@@ -87,7 +87,10 @@ class Register(_Model):
                 f"--folder {self.folder} is not a SentenceTransformer folder (it has no modules.json): give the one "
                 "that training exported."
             )
-        require_free(self.alias)
+        store = resolve_store(self.tracking_uri, Config().output)
+        require_registrable(
+            store, experiment=self.experiment, model_name=self.name, alias=self.alias, run=self.folder.name
+        )
         reference = Reference.load(self.reference or reference_path(self.folder))
         verified = verify(self.folder, reference)
         console.print(
@@ -95,7 +98,6 @@ class Register(_Model):
             f"{verified.max_abs_difference:.2g} ({time.perf_counter() - start:.0f} s)",
             soft_wrap=True,
         )
-        store = resolve_store(self.tracking_uri, Config().output)
         if known := find(verified.digest, store=store, model_name=self.name):
             console.print(f"registered before: {known.uri}, version {known.version}", soft_wrap=True)
             return 0

@@ -252,6 +252,8 @@ def expand_braces(pattern: str, field: str) -> list[str]:
 def _listing(url: str, field: str) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise  # it is a ValueError, and has its sentence
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{field}: {url!r} cannot be listed: {error}. Check address and credentials.") from error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ito_ray import strict_json
+from ito_ray.errors import ConfigError
 from ito_ray.evaluation.charts import Curve, curves_png
 from ito_ray.evaluation.gallery import Choice, make_queries
 from ito_ray.evaluation.page import Gallery, Map, gallery_html
@@ -50,6 +52,20 @@ _MAPS: Mapping[Literal["pca", "tsne"], tuple[str, str, str]] = {
         "Scatter plot of image embeddings (dots) and caption embeddings (triangles) by t-SNE",
     ),
 }
+
+
+def require_writable(out: Path) -> None:
+    """Refuse at start a folder that `write_files` cannot write to.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}. Make it writable, or choose another folder.") from error
 
 
 def write_files(

@@ -34,14 +34,18 @@ def read_curves(run_id: str, store: Store) -> dict[str, list[tuple[int, float]]]
         raise TrackingError(f"{store.uri} does not give the run {run_id!r}: {error.message}") from error
 
 
-def require_run(run_id: str, store: Store) -> None:
-    """Refuse a run that is not there, before anything is measured.
+def require_run(run_id: str, store: Store, experiment: str) -> None:
+    """Refuse a run that is not there, or an experiment that gives no `new` one, before anything is measured.
 
     Raises:
-        TrackingError: no such run.
+        TrackingError: no such run, or no such experiment.
     """
+    client = open_client(store)
+    if run_id == "new":
+        open_experiment(client, store, experiment)
+        return
     try:
-        open_client(store).get_run(run_id)
+        client.get_run(run_id)
     except MlflowException as error:
         raise TrackingError(f"{store.uri} does not give the run {run_id!r}: {error.message}") from error
 

@@ -20,13 +20,14 @@ from safetensors import SafetensorError, safe_open
 from ito_ray import strict_json
 from ito_ray.config.gate import Gate
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError, DataError, ExportError, TrackingError
+from ito_ray.errors import ConfigError, ExportError, TrackingError
 from ito_ray.evaluation.compare import gain, group_changes, read_groups
 from ito_ray.evaluation.encoder import FolderEncoder
 from ito_ray.evaluation.evaluate import evaluate, shares
 from ito_ray.evaluation.latency import side_by_side
 from ito_ray.evaluation.report import Report
 from ito_ray.evaluation.sources import open_labelled, open_pairs, read
+from ito_ray.evaluation.subject import require_samples
 from ito_ray.export.checks import TensorPrint, check_folder, manifest_digest, tensor_print
 from ito_ray.export.parity import PROBE_TEXTS, TOLERANCE, FreshProcess, Reference, probe_images, require_parity
 from ito_ray.tracking.aliases import (
@@ -97,6 +98,8 @@ def promote(
             f"data.heldout and eval.zero_shot are both empty: give data to compare version {candidate.version} with "
             f"the champion, version {champion.version}, e.g. --heldout SHARDS or --recipe NAME."
         )
+    with refusals(f"record a decision about version {candidate.version} of {registry.name!r}", registry.store):
+        registry.client.get_logged_model(logged_model(candidate))
     trial = _trial(cfg, gate, limit) if champion else None  # before anything is fetched or measured
     start = time.perf_counter()
     with _folder(registry, str(candidate.version)) as ours, FreshProcess() as fresh:
@@ -160,6 +163,7 @@ def _trial(cfg: Config, gate: Gate, limit: int | None) -> _Trial:
     Raises:
         ConfigError, DataError: whatever the comparison would fail for.
     """
+    require_samples(cfg)
     metrics, data, classes = gate.chosen(shares(cfg)), evaluation_sets(cfg), tuple[str, ...]()
     if cfg.eval.zero_shot:
         classes = tuple(open_labelled(cfg, cfg.eval.zero_shot, "eval.zero_shot").table.values())
@@ -257,18 +261,10 @@ def _compare(ours: FolderEncoder, theirs: FolderEncoder, folders: tuple[Path, Pa
 
 
 def _items(cfg: Config, classes: tuple[str, ...], count: int) -> tuple[list[Image.Image], list[str]]:
-    """What latency is measured with: the first samples of the data, repeated up to `count`.
-
-    Raises:
-        DataError: there is none.
-    """
+    """What latency is measured with: the first samples of the data, repeated up to `count`."""
     field = "data.heldout" if cfg.data.heldout else "eval.zero_shot"
     source = open_pairs(cfg) if cfg.data.heldout else open_labelled(cfg, cfg.eval.zero_shot, field).source
-    reader = read(source, limit=count, max_pixels=cfg.data.max_pixels)
-    pairs = list(reader)
-    if not pairs:
-        lost = ", ".join(f"{number} {reason}" for reason, number in reader.tally.dropped.items())
-        raise DataError(f"{field} has no sample that can be read; dropped: {lost or 'none'}.")
+    pairs = list(read(source, limit=count, max_pixels=cfg.data.max_pixels))
     said = [pair.captions[0] for pair in pairs if pair.captions] if cfg.data.heldout else []
     images, texts = [pair.image for pair in pairs], said or list(classes[:count])
     return list(islice(cycle(images), count)), list(islice(cycle(texts), count))

@@ -10,6 +10,7 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from ito_ray.errors import TrackingError
+from ito_ray.tracking.aliases import quoted
 from ito_ray.tracking.run import Status, Store, TrackedRun, open_client
 
 PARENT = "mlflow.parentRunId"
@@ -61,7 +62,7 @@ def fetch_file(store: Store, experiment: str, sweep: str, path: str) -> Path:
     """
     client = open_client(store)
     found = client.get_experiment_by_name(experiment)
-    query = f"tags.`{SWEEP}` = '{sweep}' and attributes.run_name = '{sweep}'"
+    query = f"tags.`{SWEEP}` = {quoted(sweep)} and attributes.run_name = {quoted(sweep)}"
     runs = client.search_runs([found.experiment_id], query, max_results=1) if found else []
     if not runs:
         raise TrackingError(
