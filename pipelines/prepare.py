@@ -217,6 +217,9 @@ def _prepare_shards(options: Output, console: Console) -> None:
     )
     if manifest["dropped"]:
         console.print(f"Each dropped input with its reason: {out / DROPPED}", soft_wrap=True)
+    not_utf8 = [name for part in ("dropped", "notes") for name in manifest[part] if name.endswith("_not_utf8")]
+    if not_utf8 and isinstance(options, Table) and not options.encoding:
+        console.print("If the table is not UTF-8: remove the folder, add --encoding, e.g. cp1252 or gb18030")
     if manifest["dropped"].get("duplicate_key") and isinstance(options, Shards) and options.keys == "own":
         console.print("If the keys begin anew in every shard, the pictures differ: remove the folder, add --keys shard")
     heldout = f" --data.heldout {out / 'val'}" if manifest["written"]["val"] else ""

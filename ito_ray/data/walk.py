@@ -49,7 +49,7 @@ class PassedOver:
             more = ", …" if len(names) > _NAMED else ""
             parts.append(f"{len(names):,} {kind} ({', '.join(names[:_NAMED])}{more})")
         if parts:
-            _warn_once(f"{folder}: passed over {'; '.join(parts)}.")
+            warn_once(f"{folder}: passed over {'; '.join(parts)}.")
 
     @property
     def notes(self) -> dict[str, int]:
@@ -178,5 +178,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 @cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Say something that the user should know, once a process."""
     _log.warning(text)

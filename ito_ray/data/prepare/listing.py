@@ -19,6 +19,7 @@ from cryptography.fernet import Fernet
 from ito_ray import strict_json
 from ito_ray.data.captions import fault_of, is_unicode
 from ito_ray.data.prepare.fetch import fetch, is_remote
+from ito_ray.data.prepare.kept import Kept, keep, read_kept
 from ito_ray.data.prepare.web import DEFAULT_POLICY, FetchPolicy
 from ito_ray.data.rows import BadSample, Needs, Row, Texts, one_sample, usable_captions
 from ito_ray.data.shards import public_url
@@ -116,10 +117,17 @@ class ListedSource:
         """
         table = self._file.read_row_group(piece)
         chosen = range(table.num_rows) if places is None else sorted(places)
-        entries = table.take(list(chosen)).to_pylist()
-        listed = (self._listed(values) for values in entries)
+        listed = [self._listed(values) for values in table.take(list(chosen)).to_pylist()]
+        kept = Path(self.path).with_name(f"fetched-{piece:07d}.parquet")
+        rows: Iterator[Row]
         try:
-            yield from zip(chosen, load_all(listed, needs, self.policy), strict=True)
+            if self.policy.keep and kept.is_file():
+                rows = map(_known, listed, read_kept(kept, chosen))
+            else:
+                rows = load_all(listed, needs, self.policy)
+                if self.policy.keep and places is None and any(is_remote(one.image) for one in listed):
+                    rows = keep(rows, kept)
+            yield from zip(chosen, rows, strict=True)
         except OSError as error:
             raise UnreadableError(
                 f"{str(error)[:300]}. Run the same command again when the disk or store answers: it goes on where it "
@@ -152,6 +160,15 @@ def load_all(rows: Iterable[Listed], needs: Needs, policy: FetchPolicy) -> Itera
             yield ahead.popleft()()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _known(listed: Listed, kept: Kept) -> Row:
+    """The input as it was when it was fetched."""
+    if kept.bad is not None:
+        return Row(listed.key, None, (), bad=kept.bad, detail=kept.detail, url=listed.image)
+    texts = usable_captions(listed.captions)
+    notes = (*listed.notes, *texts.notes)
+    return Row(listed.key, kept.image, texts.captions, dict(listed.meta), url=listed.image, notes=notes)
 
 
 def load(listed: Listed, needs: Needs = "pair", policy: FetchPolicy = DEFAULT_POLICY) -> Row:

@@ -166,7 +166,7 @@ class Table(Output):
         columns = Columns(self.image_column, self.caption_columns, self.key_column)
         dialect = Dialect(self.separator, self.quoting, self.encoding, self.names)
         rows, notes = list_table(self.table, self.images, columns, dialect)
-        policy = FetchPolicy(self.schemes, self.max_file_bytes, self.download_seconds, self.per_host)
+        policy = FetchPolicy(self.schemes, self.max_file_bytes, self.download_seconds, self.per_host, keep=True)
         return ListedSource.write(rows, work / "listing.parquet", notes, policy=policy)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ito_ray.config.schema import ColumnsConfig
+from ito_ray.data.parquet import values_of
 from ito_ray.data.plan import Piece
 from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.source import plain_meta
@@ -146,13 +147,21 @@ class HuggingFaceSource:
         return HuggingFaceSource(str(path.absolute()), split, found.num_rows, digest, image, captions, key)
 
     def read(self, piece: int, places: Collection[int] | None = None) -> Iterator[tuple[int, Row]]:
-        """Rows of one range."""
+        """Rows of one range.
+
+        Raises:
+            UnreadableError: the disk of a picture file fails.
+        """
         start = piece * ROWS_PER_PIECE
         chosen = range(min(ROWS_PER_PIECE, self.rows - start)) if places is None else sorted(places)
         table = _open(self.path, self.split).with_format("arrow")
         for place in chosen:
-            (values,) = table[start + place : start + place + 1].to_pylist()
-            yield place, self._row(start + place, values)
+            one = table[start + place : start + place + 1]
+            values = {name: values_of(one[name])[0] for name in one.column_names}
+            try:
+                yield place, self._row(start + place, values)
+            except OSError as error:
+                raise UnreadableError(f"{self.path}: {str(error)[:300]}. Run the same command again later.") from error
 
     def _row(self, number: int, values: dict[str, Any]) -> Row:
         named = values.get(self.key) if self.key else None

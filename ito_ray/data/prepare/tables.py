@@ -17,13 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ito_ray.data.parquet import values_of
 from ito_ray.data.prepare.delimited import Dialect, open_delimited
 from ito_ray.data.prepare.fetch import ADDRESS
 from ito_ray.data.prepare.listing import Listed
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.table_text import TableText
 from ito_ray.data.rows import listed
-from ito_ray.data.walk import is_file
+from ito_ray.data.walk import is_file, warn_once
 from ito_ray.errors import DataError
 from ito_ray.redact import redact
 
@@ -111,6 +112,8 @@ def open_table(path: Path, dialect: Dialect | None = None, columns: Sequence[str
         raise DataError(f"{path} ends in {kind!r}: a table is one of {', '.join(SUFFIXES)}.")
     known = {name.lower() for name in (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *CLASS_COLUMNS, *columns) if name}
     table = open_delimited(TableText.open(path, dialect.encoding), _SEPARATED[kind], dialect, known)
+    if (table.separator, table.quoting, table.text.encoding) not in _usual(kind):
+        warn_once(f"{path}: read as {table.form}.")
 
     def records() -> Iterator[Record]:
         for row in table.rows():
@@ -121,6 +124,10 @@ def open_table(path: Path, dialect: Dialect | None = None, columns: Sequence[str
                 yield Record(place, dict(zip(table.names, row.values, strict=True)))
 
     return Table(path, table.names, table.form, records)
+
+
+def _usual(kind: str) -> list[tuple[str, str, str]]:
+    return [(_SEPARATED[kind], "double", encoding) for encoding in ("utf-8", "utf-8-sig")]
 
 
 def kind_of(path: Path) -> str:
@@ -350,7 +357,7 @@ def _parquet(path: Path) -> Iterator[Record]:
     number = 0
     with _parquet_failures(path):
         for batch in pq.ParquetFile(path).iter_batches(4096):
-            columns = [_values(column) for column in batch.columns]
+            columns = [values_of(column) for column in batch.columns]
             for row in zip(*columns, strict=True):
                 yield Record(f"row {number}", dict(zip(batch.schema.names, row, strict=True)))
                 number += 1
@@ -362,22 +369,3 @@ def _parquet_failures(path: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}".splitlines()[0][:300]) from error
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Python values; one that Python cannot hold (text that is not UTF-8, the year 10000) must not cost the others."""
-    try:
-        return list(column.to_pylist())
-    except (ValueError, OverflowError):
-        return [_value(item) for item in column]
-
-
-def _value(item: pa.Scalar) -> Any:
-    if isinstance(item, pa.ListScalar | pa.LargeListScalar) and item.is_valid:
-        return [_value(one) for one in item.values]
-    try:
-        return item.as_py()
-    except UnicodeDecodeError:
-        return item.cast(pa.large_binary()).as_py().decode("utf-8", "surrogateescape")
-    except (ValueError, OverflowError):
-        return item.cast(pa.string()).as_py()

@@ -59,6 +59,8 @@ class FetchPolicy:
     """For one download, from the first connection to the last byte."""
     per_host: int = 4
     """Downloads at a time from one web server, for each task."""
+    keep: bool = False
+    """Keep what was fetched until the job ends (kept.py)."""
 
 
 DEFAULT_POLICY = FetchPolicy()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ito_ray.data.prepare import web
 from ito_ray.data.prepare.fetch import STORE_FAILURES, WEB_FAILURES, fetch
 from ito_ray.data.prepare.listing import Listed, ListedSource, load, load_all
 from ito_ray.data.prepare.options import Table
+from ito_ray.data.prepare.plan import place
 from ito_ray.data.prepare.web import DEFAULT_POLICY, FetchPolicy, check_host
 from ito_ray.data.rows import BadSample
 from ito_ray.errors import UnreadableError
@@ -481,19 +483,39 @@ def test_a_table_of_everything_that_can_be_wrong_balances(server: Web, tmp_path:
     assert sorted(row.image for row in read_back(tmp_path / "out").values() if row.image) == sorted([GOOD, picture(1)])
 
 
+def test_each_address_is_fetched_once(server: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 40
+    for number in range(count):
+        server.answers[f"/{number}.png"] = partial(send, data=picture(number))
+    server.answers["/5.png"] = 404
+    rows = [{"image": server.url(f"/{number}.png"), "caption": f"c {number}", "key": number} for number in range(count)]
+    (tmp_path / "here.png").write_bytes(picture(99))
+    rows.append({"image": str(tmp_path / "here.png"), "caption": "here", "key": "here"})
+    path = write_csv(tmp_path / "t.csv", rows)
+    # What they would get at a second time is another picture.
+    monkeypatch.setattr("ito_ray.data.prepare.job.place", _then(server.answers.clear))
+    manifest = run(Table(table=path, out=tmp_path / "out", key_column="key", per_shard=7, val_fraction=0.2))
+    assert manifest["dropped"] == {"missing_file": 1}
+    assert set(server.asked.values()) == {1}
+    found = {key: (row.image, row.captions) for key, row in read_back(tmp_path / "out").items()}
+    expected = {str(number): (picture(number), (f"c {number}",)) for number in range(count) if number != 5}
+    assert found == {**expected, "here": (picture(99), ("here",))}
+    assert not list((tmp_path / "out").rglob("*fetched*"))
+
+
 def test_a_file_that_is_gone_between_the_steps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(GOOD)
     path = write_csv(tmp_path / "t.csv", [{"image": "a.png", "caption": "x"}])
-    monkeypatch.setattr("ito_ray.data.prepare.job.place", _then_remove(tmp_path / "a.png"))
+    monkeypatch.setattr("ito_ray.data.prepare.job.place", _then((tmp_path / "a.png").unlink))
     with pytest.raises(UnreadableError, match=r"a.png \(a\) could be read when it was inspected.*missing_file"):
         run(Table(table=path, out=tmp_path / "out"))
 
 
-def _then_remove(path: Path) -> Callable[..., Any]:
-    from ito_ray.data.prepare.plan import place
+def _then(act: Callable[[], object]) -> Callable[..., Any]:
+    """`place`, after something has happened."""
 
     def placing(*arguments: Any) -> Any:
-        path.unlink()
+        act()
         return place(*arguments)
 
     return placing

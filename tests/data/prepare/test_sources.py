@@ -249,6 +249,16 @@ def test_saved_hugging_face_data_set(tmp_path: Path) -> None:
         HuggingFaceSource.open(tmp_path, "train", "", (), "")
 
 
+def test_values_that_python_cannot_hold_cost_no_row_of_a_saved_data_set(tmp_path: Path) -> None:
+    times = pa.array([0, 400_000_000_000_000_000], pa.timestamp("us"))
+    table = pa.table(
+        {"image": [{"bytes": picture(n), "path": None} for n in (0, 1)], "caption": ["x", "y"], "t": times}
+    )
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    source = HuggingFaceSource.open(tmp_path / "saved", "", "", (), "")
+    assert [(row.image, row.captions) for _, row in source.read(0)] == [(picture(0), ("x",)), (picture(1), ("y",))]
+
+
 def test_without_datasets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored._open.cache_clear()
     monkeypatch.setitem(sys.modules, "datasets", None)
