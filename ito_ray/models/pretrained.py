@@ -10,5 +10,5 @@ def pretrained_folder(source: str) -> str:
     """The Transformers folder inside a SentenceTransformer folder; anything else (a hub name) as it is."""
     modules = Path(source) / "modules.json"
     if modules.is_file():
-        return str(Path(source) / json.loads(modules.read_text())[0]["path"])
+        return str(Path(source) / json.loads(modules.read_text("utf-8"))[0]["path"])
     return source

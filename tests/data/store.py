@@ -120,14 +120,15 @@ class Store:
     def _listed(self, query: dict[str, list[str]]) -> bytes:
         prefix = query.get("prefix", [""])[0]
         files = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        wanted = [key for key in files if key.startswith(prefix)]
         found = "".join(
             f"<Contents><Key>{key}</Key><Size>{(self.folder / key).stat().st_size}</Size>"
             "<LastModified>2026-11-22T00:00:00.000Z</LastModified></Contents>"
-            for key in files
-            if key.startswith(prefix)
+            for key in wanted
         )
         head = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        return f"{head}<IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode()
+        facts = f"<KeyCount>{len(wanted)}</KeyCount><IsTruncated>false</IsTruncated>"
+        return f"{head}{facts}{found}</ListBucketResult>".encode()
 
 
 def _body(request: BaseHTTPRequestHandler) -> bytes:
