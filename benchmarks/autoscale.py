@@ -30,6 +30,7 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import ServerUnavailable
 from rich.console import Console
 
+from ito_ray.runtime.access import require_token, token_variables
 from pipelines.command import exit_code
 
 PORT, DASHBOARD, CLIENT, AGENT = 6411, 8311, 20111, 52411
@@ -107,9 +108,9 @@ def cluster(arguments: Arguments) -> Iterator[dict[str, str]]:
     scratch = tempfile.mkdtemp(prefix="ito-autoscale-")
     config = Path(scratch, "cluster.json")
     config.write_text(json.dumps(configuration(arguments)))
+    require_token()
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        "RAY_AUTH_MODE": "disabled",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
@@ -125,7 +126,7 @@ def cluster(arguments: Arguments) -> Iterator[dict[str, str]]:
     try:
         address = {"RAY_ADDRESS": f"127.0.0.1:{PORT}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}"}
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        yield {**plain, **address, "RAY_AUTH_MODE": "disabled"}
+        yield {**plain, **address, **token_variables()}
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait()
@@ -133,7 +134,6 @@ def cluster(arguments: Arguments) -> Iterator[dict[str, str]]:
 
 def workers_up(environment: dict[str, str]) -> int:
     """Worker nodes that are alive; -1 while the cluster does not answer."""
-    os.environ["RAY_AUTH_MODE"] = environment["RAY_AUTH_MODE"]
     try:
         # A node that comes again has the same name here, and Ray takes the list for a cut one.
         nodes = list_nodes(

@@ -16,6 +16,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from benchmarks.faults import Scene, until
+from ito_ray.runtime.access import require_token, token_variables
 
 CPUS = 2
 NOTICE_SECONDS = 8
@@ -31,7 +32,7 @@ class Nodes:
     @contextmanager
     def started(cls, folder: Path) -> Iterator[Nodes]:
         """Within, head and two nodes are up; ends them and nothing else."""
-        os.environ["RAY_AUTH_MODE"] = "disabled"
+        require_token()
         folder.mkdir(parents=True, exist_ok=True)
         nodes = cls(None)
         try:
@@ -51,7 +52,7 @@ class Nodes:
     @property
     def environment(self) -> dict[str, str]:
         """Of a process that uses the cluster."""
-        return {"RAY_ADDRESS": self.cluster.address, "RAY_AUTH_MODE": "disabled"}
+        return {"RAY_ADDRESS": self.cluster.address, **token_variables()}
 
     def add(self) -> Any:
         """One more node."""

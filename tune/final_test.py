@@ -94,7 +94,7 @@ def measure(maker: TrialMaker, trial: Trial, changes: dict[str, Any], *, source:
     cfg = maker.present(trial)
     order = maker.order(trial)
     own = Path(cfg.output) / cfg.name / "tokenizer"
-    tokenizer = load_tokenizer(order.tokenizer.folder() if order.tokenizer else str(own))
+    tokenizer = order.tokenizer.load() if order.tokenizer else load_tokenizer(own)
     encoder = DualEncoder(cfg.model, tokenizer)
     newest = trainer.latest_checkpoint(cfg)
     if newest is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ito_ray.config.schema import Config
+from ito_ray.errors import TrackingError
 from ito_ray.redact import without_secrets
 from ito_ray.runtime import preflight
 from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
-from ito_ray.tracking.run import Status, TrackedRun, open_run
-from ito_ray.tracking.sweep import SWEEP
+from ito_ray.tracking.run import Status, TrackedRun, failing, open_run
+from ito_ray.tracking.sweep import SWEEP, settle
 from tune.book import Book, State
 
 ENVIRONMENT = {
@@ -45,8 +47,21 @@ def open_parent(
     identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
     named = cfg.model_copy(update={"name": name})
     tracked = open_run(named, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
-    tracked.set_tags({SWEEP: name, **tags})
+    with failing(tracked):
+        tracked.set_tags({SWEEP: name, **tags})
     return tracked
+
+
+@contextmanager
+def closing(tracked: TrackedRun, book: Book) -> Iterator[None]:
+    """Mark the sweep's run and those of its trials as ended when what is within raises."""
+    with failing(tracked):
+        try:
+            yield
+        except BaseException:
+            with suppress(TrackingError):  # why the sweep has ended is to be told
+                settle(tracked, endings(book))
+            raise
 
 
 def endings(book: Book, *, only_ended: bool = False) -> dict[str, tuple[Status, str]]:

@@ -28,7 +28,7 @@ from tune.drive import Sweep, drive, open_desk
 from tune.final_test import measure_test, pairs_of, require_separate_test
 from tune.judging import Objective, require_metrics
 from tune.options import SearchOptions
-from tune.parent import ENVIRONMENT, endings, fields, open_parent
+from tune.parent import ENVIRONMENT, closing, endings, fields, open_parent
 from tune.plan import Listed, Plan, Search
 from tune.population import Population, release
 from tune.report import write_report
@@ -92,29 +92,25 @@ def run(cfg: Config, options: SearchOptions, space: Space, stages: Stages) -> Re
             stages.say(str(capacity))
             tags = _tags(options, space)
             tracked = open_parent(cfg, folder.name, recipe=options.recipe, tags=tags, data=data)
+        with closing(tracked, book):
             if book.trials:
                 stages.say(f"resumed: {len(book.trials)} trials are known, {len(_open(book))} go on")
-        maker = TrialMaker(
-            options.recipe,
-            cfg,
-            space.start(cfg),
-            folder,
-            tracked.store,
-            evaluation_interval(cfg, options.factor),
-            TokenizerFiles.read(folder / "tokenizer"),
-            child_tags(tracked, folder.name),
-            in_flight=tuple(axis.field for axis in space.axes) if options.scheduler == "pbt" else (),
-            fixed=tuple(space.fixed),
-        )
-        try:
+            maker = TrialMaker(
+                options.recipe,
+                cfg,
+                space.start(cfg),
+                folder,
+                tracked.store,
+                evaluation_interval(cfg, options.factor),
+                TokenizerFiles.read(folder / "tokenizer"),
+                child_tags(tracked, folder.name),
+                in_flight=tuple(axis.field for axis in space.axes) if options.scheduler == "pbt" else (),
+                fixed=tuple(space.fixed),
+            )
             settle(tracked, endings(book, only_ended=True))
             room = Room(capacity.need, options.concurrent or capacity.at_most)
             session = _Session(cfg, options, space, stages, book, maker, tracked, room, learned)
             result = session.run()
-        except BaseException as error:
-            settle(tracked, endings(book))
-            tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
         tracked.finish()
         return result
 

@@ -32,7 +32,7 @@ from tune.drive import Sweep, drive, open_desk
 from tune.final_test import measure, require_separate_test
 from tune.judging import Objective
 from tune.options import R1
-from tune.parent import ENVIRONMENT, endings, fields, open_parent
+from tune.parent import ENVIRONMENT, closing, endings, fields, open_parent
 from tune.plan import Listed
 from tune.results import note_name
 from tune.room import Room
@@ -84,30 +84,23 @@ def run(study: Study, output: Path, size: Size, stages: Stages) -> Path:
             stages.say(str(capacity))
             tags = {"ito.study": study.name, "ito.objective": str(OBJECTIVE)}
             tracked = open_parent(cfg, study.name, recipe=study.name, tags=tags, data=data)
+        with closing(tracked, book):
             if book.trials:
                 stages.say(f"resumed: {len(book.trials)} trials are known")
-        tokenizer = TokenizerFiles.read(folder / "tokenizer")
-        maker = TrialMaker(
-            study.name,
-            cfg,
-            cfg,
-            folder,
-            tracked.store,
-            cfg.eval.every,
-            tokenizer,
-            child_tags(tracked, study.name),
-        )
-        session = _Session(
-            study, stages, book, maker, tracked, Room(capacity.need, size.concurrent or capacity.at_most)
-        )
-        try:
+            maker = TrialMaker(
+                study.name,
+                cfg,
+                cfg,
+                folder,
+                tracked.store,
+                cfg.eval.every,
+                TokenizerFiles.read(folder / "tokenizer"),
+                child_tags(tracked, study.name),
+            )
+            room = Room(capacity.need, size.concurrent or capacity.at_most)
             settle(tracked, endings(book, only_ended=True))
-            session.run(size)
-        except BaseException as error:
-            settle(tracked, endings(book))
-            tracked.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        tracked.log_file(book.path, "sweep")
+            _Session(study, stages, book, maker, tracked, room).run(size)
+            tracked.log_file(book.path, "sweep")
         tracked.finish()
     return folder
 

@@ -78,18 +78,16 @@ def lessons(
             raise ConfigError(f"--warm-start {name} is this sweep itself: give the name of an earlier one.")
         copy = folder / FOLDER / f"{name.replace('/', '_')}.jsonl"
         if not (now.sessions and copy.is_file()):
-            _copy(
-                fetch_file(resolve_store(cfg.tracking.uri, cfg.output), cfg.tracking.experiment, name, f"sweep/{BOOK}"),
-                copy,
-            )
+            store = resolve_store(cfg.tracking.uri, cfg.output)
+            _write(fetch_file(store, cfg.tracking.experiment, name, f"sweep/{BOOK}"), copy)
         found.append(lesson(name, Book(copy, read_only=True), settings, space, space.start(cfg)))
     return found
 
 
-def _copy(fetched: Path, copy: Path) -> None:
+def _write(fetched: bytes, copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     half = copy.with_suffix(".half")
-    half.write_bytes(fetched.read_bytes())
+    half.write_bytes(fetched)
     half.replace(copy)
 
 

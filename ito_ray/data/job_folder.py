@@ -23,6 +23,9 @@ from ito_ray.redact import redact_all
 def alone(out: Path, *, lock: str, works: str) -> Iterator[None]:
     """Keep other processes out of the folder, which is made when missing and removed again when it stays empty.
 
+    The locked file stays: were it removed while others may have it open, two of them could hold a lock, each of another
+    file of this name.
+
     Args:
         lock: name of the file that is locked.
         works: what the other process does with it, for the message: "prepares --out".
@@ -47,13 +50,12 @@ def alone(out: Path, *, lock: str, works: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Where nothing can be written any more, why the work has ended is to be told, not that a lock's file stays.
+        # Where nothing can be written any more, why the work has ended is to be told, not that a folder stays.
         with suppress(OSError):
-            Path(held.lock_file).unlink(missing_ok=True)
-        held.release()
-        with suppress(OSError):
-            if new and not any(out.iterdir()):
+            if new and [path.name for path in out.iterdir()] == [lock]:
+                Path(held.lock_file).unlink()  # nobody's work is there, and FileLock takes no file without a name
                 out.rmdir()
+        held.release()
 
 
 def difference(found: Any, request: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from ito_ray.data.plan import SAMPLE_STREAM, SHUFFLE_STREAM, Piece
 from ito_ray.data.position import ROW_PLACE_BITS, ROW_PLACE_MASK
 from ito_ray.data.rows import BadSample, Row, one_sample
 from ito_ray.data.tally import EntryReport, Lost, Tally
-from ito_ray.data.tokens import load_tokenizer, tokenize
+from ito_ray.data.tokens import tokenize
 from ito_ray.data.views import make_views
 
 Block = dict[str, npt.NDArray[Any]]
@@ -31,13 +30,13 @@ lengths int32 (n, C). n may be 0."""
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a sample is made of; small and picklable, since it goes to every task."""
+    """What a sample is made of."""
 
     views: ViewsConfig
     captions: int
     size: int
     max_pixels: int
-    tokenizer_dir: str
+    tokenizer: PreTrainedTokenizerBase
     context: int
     templates: Mapping[str, float] = field(default_factory=dict)
 
@@ -144,7 +143,7 @@ def _report(
 
 def _tokens(samples: Sequence[Sequence[str]], cfg: SampleSpec) -> tuple[Block, list[tuple[int, BadSample]]]:
     """ids (n, C, T) and lengths (n, C) of the samples that can be tokenised, and which cannot, with the reason."""
-    tokenizer = _tokenizer(cfg.tokenizer_dir)
+    tokenizer = cfg.tokenizer
     failed: list[tuple[int, BadSample]] = []
     try:
         tokens = tokenize(tokenizer, [text for texts in samples for text in texts], cfg.context)
@@ -164,9 +163,3 @@ def _tokens(samples: Sequence[Sequence[str]], cfg: SampleSpec) -> tuple[Block, l
     ids[:, : tokens.ids.shape[1]] = tokens.ids
     shaped = {"ids": ids.reshape(-1, cfg.captions, cfg.context), "lengths": tokens.lengths.reshape(-1, cfg.captions)}
     return shaped, failed
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """Loaded once a process: reading one takes longer than using it on a block."""
-    return load_tokenizer(folder)

@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ito_ray.errors import ClusterError, ItoError
+from ito_ray.runtime.access import loopback_only, on_loopback, require_token
 
 OBJECT_STORE_BYTES = 1 << 30
 """Of a local Ray. The stream holds a few blocks at a time; Ray's default would be a third of the memory."""
@@ -101,9 +102,11 @@ def connect(*, verbose: bool) -> None:
             ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
         return
     # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local Ray listens on this machine only
+    require_token()
     _require_short_folder()
-    with _environment(ALONE), own_signals(), _refusals("Ray does not start on this machine, which may be too busy"):
+    alone = {**ALONE, **on_loopback()}
+    said = "Ray does not start on this machine, which may be too busy"
+    with _environment(alone), loopback_only(), own_signals(), _refusals(said):
         ray.init(
             address="local",
             include_dashboard=False,

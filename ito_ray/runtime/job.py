@@ -44,7 +44,7 @@ from ito_ray.tracking.provenance import (
     installed_versions,
 )
 from ito_ray.tracking.registry import Registered, find, register, require_registrable
-from ito_ray.tracking.run import TrackedRun, open_run, resolve_store
+from ito_ray.tracking.run import TrackedRun, failing, open_run, resolve_store
 from ito_ray.training import checkpoint
 from ito_ray.training.selection import stopped_early
 from ito_ray.training.state import read_state
@@ -131,10 +131,11 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
         stages.findings(nodes.inspect(cfg, ahead_bytes=bytes_ahead(cfg, cfg.train.workers.most)))
         identity = dataset_identity(cfg.name, cfg.data.train, [(shard.url, shard.size) for shard in data.shards])
         tracked = open_run(cfg, recipe=recipe, dataset=identity, versions=installed_versions(), git=git_commit())
-        if tags:
-            tracked.set_tags(dict(tags))
-        outbox, uploads = Outbox(tracked, folder / JOURNAL), Uploads(cfg, stages.say)
-        _describe(stages, cfg, data, encoder)
+        with failing(tracked):
+            if tags:
+                tracked.set_tags(dict(tags))
+            outbox, uploads = Outbox(tracked, folder / JOURNAL), Uploads(cfg, stages.say)
+            _describe(stages, cfg, data, encoder)
 
     try:
         with stages.stage(f"Train {cfg.method.name}: {cfg.train.steps} steps of {cfg.train.global_batch} pairs"):

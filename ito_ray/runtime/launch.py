@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 
 from ito_ray.config.schema import Config
 from ito_ray.runtime.monitor import MonitorHandle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,19 @@ class TokenizerFiles:
         """All files of `folder`."""
         return cls(tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()))
 
-    def folder(self) -> str:
-        """A local folder with these files, written once a process."""
-        return _written(self)
+    def load(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, made once a process: reading one takes longer than using it on a block."""
+        return _loaded(self)
 
 
 @lru_cache(maxsize=4)
-def _written(tokenizer: TokenizerFiles) -> str:
-    digest = hashlib.sha256(repr(tokenizer.files).encode()).hexdigest()[:16]
-    folder = tempfile.mkdtemp(prefix=f"ito-tokenizer-{digest}-")
-    for name, content in tokenizer.files:
-        (Path(folder) / name).write_bytes(content)
-    return folder
+def _loaded(tokenizer: TokenizerFiles) -> PreTrainedTokenizerBase:
+    from ito_ray.data.tokens import load_tokenizer
+
+    with tempfile.TemporaryDirectory(prefix="ito-tokenizer-") as folder:
+        for name, content in tokenizer.files:
+            Path(folder, name).write_bytes(content)
+        return load_tokenizer(folder)
 
 
 @dataclass(frozen=True)

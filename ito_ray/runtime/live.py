@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from ito_ray.data.tokens import load_tokenizer
 from ito_ray.losses.gather import rank
 from ito_ray.runtime import best
 from ito_ray.runtime.cluster import user_mistake
@@ -44,7 +43,7 @@ class Evaluator:
         launch.go_to_folder()
         device = torch.device("cuda" if cfg.eval.gpu else "cpu")
         self._monitor = launch.monitor
-        self._spare = Spare(cfg, load_tokenizer(launch.tokenizer.folder()), device)
+        self._spare = Spare(cfg, launch.tokenizer.load(), device)
 
     def ready(self) -> None:
         """Returns when the encoder is built."""
@@ -87,6 +86,8 @@ class LiveEvaluation:
         self._under_way: _UnderWay | None = None
         self._evaluator: Any = None
         self._ready: Any = None
+        self._spare: Spare | None = None
+        """Made once: a tower of a library takes long to build, and its start weights may be read from a disk."""
         self.stopped = False
         """Whether training ends early."""
         if rank() == 0:
@@ -163,8 +164,9 @@ class LiveEvaluation:
         self._keep()
 
     def _measured_here(self, weights: bytes) -> dict[str, float]:
-        spare = Spare(self._launch.cfg, self._tokenizer, self._device)
-        return spare.measure(weights, needed=self._launch.judged)  # a sweep cannot judge without a number
+        if self._spare is None:
+            self._spare = Spare(self._launch.cfg, self._tokenizer, self._device)
+        return self._spare.measure(weights, needed=self._launch.judged)  # a sweep cannot judge without a number
 
     def _found(self, done: int, numbers: dict[str, float]) -> None:
         """Tell the monitor what was measured here."""

@@ -83,7 +83,7 @@ class EntryReader:
             captions=data.captions,
             size=self.cfg.model.image.size,
             max_pixels=data.max_pixels,
-            tokenizer_dir=self.tokenizer.folder(),
+            tokenizer=self.tokenizer.load(),
             context=self.cfg.model.text.context,
             templates=data.templates,
         )

@@ -29,6 +29,7 @@ from ito_ray.runtime.feed import Feed
 from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
+from ito_ray.runtime.ranks import RankConfig
 from ito_ray.runtime.stream import ENTRIES_AT_ONCE, MONITOR_LOST, StartAnew, StreamFactory, entries_needed
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import State, read_state, require_format, require_same_run
@@ -276,6 +277,7 @@ def _trainer(
         train_loop_config={"launch": launch},
         datasets={"train": stream},
         dataset_config=Feed(cfg),
+        torch_config=RankConfig(),
         scaling_config=scaling(cfg),
         run_config=RunConfig(
             name=cfg.name,
@@ -293,7 +295,8 @@ def _trainer(
 def _relay(monitor: MonitorHandle, listener: Listener, stop: threading.Event) -> bool:
     """Hand rank 0's metrics to the driver until `stop`, and once more after it; take the judge's word back.
 
-    The workers wait for that word, so whatever keeps it from them must end them too.
+    The workers wait for that word, so whatever keeps it from them must end them too; and without a judge, too: nobody
+    would hear of the run any more. They leave a checkpoint, and the driver raises what happened here.
 
     Returns:
         Whether the workers were told to end because the stream does, and not by the judge.
@@ -303,6 +306,8 @@ def _relay(monitor: MonitorHandle, listener: Listener, stop: threading.Event) ->
     except BaseException:
         with suppress(RayActorError):
             ray.get(monitor.decide.remote(None, False))
+            while not ray.get(monitor.halt.remote("stop")) and not stop.wait(POLL_SECONDS):
+                pass  # no rank takes steps yet
         raise
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,18 +50,19 @@ def run_trial(given: dict[str, Any]) -> None:
         tracked = open_run(
             order.cfg, recipe=order.recipe, dataset=identity, versions=installed_versions(), git=git_commit()
         )
-        tracked.set_tags(order.tags)
-        outbox = Outbox(tracked, Path(order.cfg.output).absolute() / order.cfg.name / JOURNAL)
         try:
+            tracked.set_tags(order.tags)
+            outbox = Outbox(tracked, Path(order.cfg.output).absolute() / order.cfg.name / JOURNAL)
             stopped = _Judged(key, desk, outbox, order).fit(train)
             _deliver(outbox)
         except BaseException as error:
-            tracked.set_tags({"ito.stopped": f"failed: {error}"})
-            tracked.finish("FAILED")
+            with suppress(TrackingError):  # why it failed is to be told
+                tracked.set_tags({"ito.stopped": f"failed: {error}"})
+                tracked.finish("FAILED")
             raise
         tracked.set_tags({"ito.stopped": stopped or "finished"})
         tracked.finish("KILLED" if stopped else "FINISHED")
-    except ClusterError:
+    except (ClusterError, TrackingError):  # not the trial's fault: Ray Tune starts it again
         raise
     except ItoError as error:
         ray.tune.report({"failed": str(error)})

@@ -16,7 +16,6 @@ import torch
 
 from ito_ray.config.schema import Config
 from ito_ray.data.position import Position
-from ito_ray.data.tokens import load_tokenizer
 from ito_ray.errors import ItoError
 from ito_ray.methods import build_method
 from ito_ray.models.dual_encoder import DualEncoder
@@ -50,7 +49,7 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
     torch.set_num_threads(cfg.train.threads)
     launch.go_to_folder()
 
-    tokenizer = load_tokenizer(launch.tokenizer.folder())
+    tokenizer = launch.tokenizer.load()
     learner = _build(cfg, tokenizer, device)
     state = _resume(launch, learner)
     step, position = (state.step, Position.from_json(state.position)) if state else (0, Position())

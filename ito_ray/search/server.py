@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -75,6 +77,11 @@ class SearchServer(ThreadingHTTPServer):
             raise ConfigError(
                 f"--host {host} --port {port} cannot be listened on: {reason}. Give another --port, or 0 for any."
             ) from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that leaves before its answer has come is no error; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -4,6 +4,9 @@ MLflow overwrites aliases and tags without looking, in SQL and over REST, so nei
 a registered model can: its name is the primary key, and the database refuses the second. So the lock of `NAME` is a
 registered model `NAME-promotion-lock` that is there for the moment of the move. Under it the champion is read again: a
 decision that was made against another champion is void.
+
+A move is two aliases, and a kill may come between them. It leaves both on one version; whoever has the lock next, and
+`unlock`, which is needed after a kill, point `previous` to the version that the champion had followed.
 """
 
 from __future__ import annotations
@@ -106,6 +109,7 @@ def crown(registry: Registry, version: str, *, expected: str | None, tags: Mappi
         TrackingError: the lock cannot be had, or the registry refuses.
     """
     with locked(registry):
+        _mend(registry)
         now = registry.aliases().get(CHAMPION)
         if now != expected:
             raise ChampionMovedError(
@@ -143,8 +147,9 @@ def rollback(registry: Registry, reason: str) -> tuple[str, str]:
     Raises:
         TrackingError: no such model, no champion, no previous, or the registry refuses.
     """
-    known = {str(one.version) for one in registry.versions()}
+    registry.versions()  # refuses a model that is not there before the lock is asked for
     with locked(registry):
+        _mend(registry)
         aliases = registry.aliases()
         bad, good = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if bad is None:
@@ -154,15 +159,25 @@ def rollback(registry: Registry, reason: str) -> tuple[str, str]:
                 f"{registry.name} has no previous champion: version {bad} is the first, or everything before it was "
                 "rolled back already. Register and promote another version."
             )
-        before = registry.version(good).tags.get(REPLACED, "")
-        registry.set_alias(CHAMPION, good)
-        with refusals(f"take back the alias {PREVIOUS} of {registry.name!r}", registry.store):
-            if before in known - {good, bad}:
-                registry.client.set_registered_model_alias(registry.name, PREVIOUS, before)
-            else:
-                registry.client.delete_registered_model_alias(registry.name, PREVIOUS)
         registry.tag(bad, {ROLLED_BACK: f"{utc_now()} to version {good}: {reason}"})
+        registry.set_alias(CHAMPION, good)
+        _mend(registry)
     return bad, good
+
+
+def _mend(registry: Registry) -> None:
+    """Where champion and previous are one version, point `previous` to the one before it, if it was not rolled back."""
+    aliases = registry.aliases()
+    champion = aliases.get(CHAMPION)
+    if champion is None or aliases.get(PREVIOUS) != champion:
+        return
+    tags = {str(one.version): dict(one.tags) for one in registry.versions()}
+    before = tags.get(champion, {}).get(REPLACED, "")
+    if before in tags and before != champion and ROLLED_BACK not in tags[before]:
+        registry.set_alias(PREVIOUS, before)
+        return
+    with refusals(f"take back the alias {PREVIOUS} of {registry.name!r}", registry.store):
+        registry.client.delete_registered_model_alias(registry.name, PREVIOUS)
 
 
 @contextmanager
@@ -197,7 +212,7 @@ def locked(registry: Registry, *, wait: float = WAIT_SECONDS) -> Iterator[None]:
 
 
 def unlock(registry: Registry) -> bool:
-    """Remove the lock that a killed process left; whether there was one."""
+    """Remove the lock that a killed process left, and mend what it had begun; whether there was one."""
     with refusals(f"remove the lock of {registry.name!r}", registry.store):
         try:
             registry.client.delete_registered_model(f"{registry.name}{LOCK}")
@@ -205,6 +220,8 @@ def unlock(registry: Registry) -> bool:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
             return False
+    with locked(registry):
+        _mend(registry)
     return True
 
 

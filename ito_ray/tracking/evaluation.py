@@ -9,8 +9,7 @@ from pathlib import Path
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from ito_ray.errors import TrackingError
-from ito_ray.tracking.run import Store, open_client, open_experiment
+from ito_ray.tracking.run import SERVER, Store, open_client, open_experiment, refusals
 
 FOLDER = "evaluation"
 PREFIX = "evaluate/"
@@ -24,14 +23,12 @@ def read_curves(run_id: str, store: Store) -> dict[str, list[tuple[int, float]]]
         TrackingError: no such run.
     """
     client = open_client(store)
-    try:
+    with refusals(f"give the run {run_id!r}", store, kind=SERVER):
         names = [name for name in client.get_run(run_id).data.metrics if name.startswith(_CURVES)]
         return {
             name: sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
             for name in sorted(names)
         }
-    except MlflowException as error:
-        raise TrackingError(f"{store.uri} does not give the run {run_id!r}: {error.message}") from error
 
 
 def require_run(run_id: str, store: Store, experiment: str) -> None:
@@ -44,10 +41,8 @@ def require_run(run_id: str, store: Store, experiment: str) -> None:
     if run_id == "new":
         open_experiment(client, store, experiment)
         return
-    try:
+    with refusals(f"give the run {run_id!r}", store, kind=SERVER):
         client.get_run(run_id)
-    except MlflowException as error:
-        raise TrackingError(f"{store.uri} does not give the run {run_id!r}: {error.message}") from error
 
 
 def run_behind(uri: str, store: Store) -> str:
@@ -83,7 +78,7 @@ def log_evaluation(
         TrackingError: no such run, or the store refuses.
     """
     client = open_client(store)
-    try:
+    with refusals("take the evaluation", store, kind=SERVER):
         if not run_id:
             run_id = str(client.create_run(open_experiment(client, store, experiment), run_name=name).info.run_id)
             client.set_terminated(run_id)
@@ -93,6 +88,4 @@ def log_evaluation(
             client.log_batch(run_id, metrics=points[start : start + 500])
         for file in files:
             client.log_artifact(run_id, str(file), FOLDER)
-    except MlflowException as error:
-        raise TrackingError(f"{store.uri} does not take the evaluation: {error.message}") from error
     return run_id

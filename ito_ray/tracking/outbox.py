@@ -2,12 +2,14 @@
 
 Each item is written to a journal in the run's folder before anything else, so neither a server that is away nor a kill
 loses it, and nobody who logs ever waits. A process that continues the run delivers what the one before it left.
-Delivering twice does no harm: a curve keeps its first value of a step, and a file replaces itself.
+Delivering twice does no harm: a curve keeps its first value of a step, and a file replaces itself. A file that is there
+no more is passed over with a warning: nothing behind it would ever arrive.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -27,6 +29,8 @@ PATIENCE_SECONDS = 60.0
 """How long the end of a run waits for a server that is away."""
 POLL_SECONDS = 0.1
 STEPS_PER_CALL = 100
+
+_log = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 """{"metrics", "step", "time"}, {"file", "folder"} or {"status"}."""
@@ -102,7 +106,7 @@ class Outbox:
             with suppress(OSError):  # a full disk: the item still waits in memory
                 self._journal.parent.mkdir(parents=True, exist_ok=True)
                 with self._journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(item) + "\n")
+                    file.write("\n" + json.dumps(item) + "\n")  # a kill or a full disk may have cut the line before
             self._items.append(item)
             self._changed.notify_all()
 
@@ -115,7 +119,8 @@ class Outbox:
             try:
                 self._send(batch)
             except Exception as error:  # of HTTP, of a database, of MLflow: it may pass, and training must not end
-                self._error = redact(f"{type(error).__name__}: {error}".splitlines()[0])
+                cause = error.__cause__ or error  # the complaint has the store's address already
+                self._error = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
                 time.sleep(self._retry_seconds)
                 continue
             with self._changed:
@@ -134,17 +139,27 @@ class Outbox:
         if "metrics" in first:
             self._run.log_steps([(item["step"], item["time"], item["metrics"]) for item in batch])
         elif "file" in first:
-            self._run.log_file(Path(first["file"]), first["folder"])
+            self._send_file(Path(first["file"]), first["folder"])
         else:
             self._run.finish(first["status"])
 
+    def _send_file(self, path: Path, folder: str) -> None:
+        try:
+            path.open("rb").close()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            _log.warning("%s does not get %s: %s", self._run.store.address, path, error.strerror)
+        else:
+            self._run.log_file(path, folder)
+
 
 def _read(journal: Path) -> list[Item]:
-    """The items of a journal; a kill may have cut the last one short."""
+    """The items of a journal; a kill or a full disk may have cut some short, which is told."""
     if not journal.is_file():
         return []
     found = []
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
+    for line in filter(None, journal.read_text(encoding="utf-8", errors="replace").split("\n")):
+        try:
+            found.append({**json.loads(line)})
+        except (ValueError, TypeError):
+            _log.warning("%s: a line was cut short when it was written, and what it told is lost.", journal)
     return found

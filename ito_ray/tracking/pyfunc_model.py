@@ -32,7 +32,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image
 
-from ito_ray.data.file_kinds import no_image
+from ito_ray.data.file_kinds import what_it_is
 from ito_ray.data.preprocess import TooManyPixels, clean_text, middle_square, open_image, to_rgb
 
 MAX_BATCH = 1024
@@ -81,7 +81,8 @@ class ImageTextEncoder(PythonModel):
         self.max_bytes = int(config["max_image_bytes"])
         self.max_pixels = int(config["max_image_pixels"])
         self.max_characters = int(config["max_text_characters"])
-        self.encoding = threading.Lock()
+        self.turn = threading.Lock()
+        """One request at a time decodes and encodes."""
         folder = Path(context.artifacts["encoder"])
         check_files(folder)
         self.size = int(json.loads((folder / "ito.json").read_text("utf-8"))["image"]["size"])
@@ -113,10 +114,12 @@ class ImageTextEncoder(PythonModel):
             raise refuse("The table has neither a column 'text' nor a column 'image': give one of them, or both.")
         answer = _Answer(len(model_input))
         texts, images = self._split(model_input, answer)
-        if texts:
-            self._answer("text", list(texts), [{"text": text} for text in texts.values()], batch, answer)
-        for rows, pictures in self._batches(images, batch, answer):
-            self._answer("image", rows, list(pictures), batch, answer)
+        # A server answers in threads. Decoded pictures are what takes memory, and a tokenizer must not be set up twice.
+        with self.turn:
+            if texts:
+                self._answer("text", list(texts), [{"text": text} for text in texts.values()], batch, answer)
+            for rows, pictures in self._batches(images, batch, answer):
+                self._answer("image", rows, list(pictures), batch, answer)
         return answer.table(model_input.index)
 
     def _answer(self, modality: str, rows: Sequence[int], inputs: list[Any], batch: int, answer: _Answer) -> None:
@@ -131,9 +134,7 @@ class ImageTextEncoder(PythonModel):
                 self._answer(modality, [row], [one], batch, answer)
 
     def _encode(self, inputs: list[Any], batch: int) -> Any:
-        """One at a time: a server answers in threads, and a tokenizer must not be set up in two of them at once."""
-        with self.encoding:
-            return self.encoder.encode(inputs, batch_size=batch, show_progress_bar=False)
+        return self.encoder.encode(inputs, batch_size=batch, show_progress_bar=False)
 
     def _split(self, table: pd.DataFrame, answer: _Answer) -> tuple[dict[int, str], dict[int, bytes]]:
         """Rows with a text and rows with an image; an empty image is no value, nor is "" beside one."""
@@ -207,7 +208,7 @@ class ImageTextEncoder(PythonModel):
         except (TooManyPixels, Image.DecompressionBombError) as error:
             raise RowError(f"image of too many pixels ({error}).") from error
         except Exception as error:  # a broken file makes Pillow raise almost anything
-            kind = no_image(data) or f"{type(error).__name__}, {len(data)} bytes"
+            kind = what_it_is(data) or f"{type(error).__name__}, {len(data)} bytes"
             raise RowError(f"image cannot be read ({kind}).") from error
 
 

@@ -6,10 +6,12 @@ what can be asked without one to compare with. Every other champion goes through
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,7 @@ from ito_ray.export.standalone import standalone
 from ito_ray.tracking.aliases import CANDIDATE, CHAMPION, LOCK, Registry, crown_first, logged_model, quoted
 from ito_ray.tracking.provenance import DatasetIdentity
 from ito_ray.tracking.run import (
+    SERVER,
     TRACKING_VARIABLE,
     Store,
     TrackedRun,
@@ -211,17 +214,28 @@ def download(uri: str, store: Store | None = None, into: Path | None = None) -> 
 
     Args:
         uri, store: as for `load`.
-        into: a folder to copy to; without it a local store gives its own folder (read only), a server a temporary one.
+        into: a folder to copy to; without it a local store gives its own folder (read only), a server one that is
+            removed when this process ends.
 
     Raises:
         TrackingError: no such model, version or alias, or one that `register` did not make.
     """
     with _using(store), refusals(f"give {uri}", store or _default()):
-        folder = Path(download_artifacts(artifact_uri=uri, dst_path=str(into) if into else None))
+        target = into or _scratch(store)
+        folder = Path(download_artifacts(artifact_uri=uri, dst_path=str(target) if target else None))
         artifacts = Model.load(str(folder)).flavors["python_function"].get("artifacts", {})
     if ENCODER not in artifacts:
         raise TrackingError(f"{uri} has no artifact {ENCODER!r}: ito_ray did not register it, give another address.")
     return folder / str(artifacts[ENCODER]["path"])
+
+
+def _scratch(store: Store | None) -> Path | None:
+    """Where a server's files go."""
+    if store is None or store.artifacts is not None:
+        return None
+    folder = tempfile.mkdtemp(prefix="ito-model-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _upload(
@@ -338,7 +352,8 @@ def _make_model(client: MlflowClient, model_name: str) -> None:
 def _run_tags(run: TrackedRun | None) -> dict[str, str]:
     if run is None:
         return {}
-    tags = run.client.get_run(run.run_id).data.tags
+    with refusals(f"give the run {run.run_id}", run.store, kind=SERVER):
+        tags = run.client.get_run(run.run_id).data.tags
     return {name: tags[name] for name in RUN_TAGS if name in tags}
 
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
@@ -21,10 +21,11 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from ito_ray import strict_json
 from ito_ray.config.schema import Config
-from ito_ray.errors import TrackingError
+from ito_ray.errors import ItoError, TrackingError
 from ito_ray.redact import redact, remember, without_secrets
 from ito_ray.tracking.provenance import DatasetIdentity
 from ito_ray.tracking.sqlite import SCHEME, database_of, sqlite_uri, without_strays
@@ -38,6 +39,9 @@ PARAM_LENGTH = 6000
 METRICS_PER_CALL = 1000
 SOURCE_LENGTH, NAME_LENGTH = 60_000, 500
 """Of a data set; MLflow takes 65,535 characters of a source."""
+SERVER = "tracking server"
+STORES = ("boto3.", "botocore.", "google.", "azure.")
+"""Modules of the exceptions that artifact stores' clients raise through MLflow."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -92,12 +96,36 @@ def _embedded(database: Path) -> Store:
 
 
 @contextmanager
-def refusals(action: str, store: Store) -> Iterator[None]:
-    """MLflow's errors as one sentence: "The registry … does not ACTION: …"."""
+def refusals(action: str, store: Store, *, kind: str = "registry") -> Iterator[None]:
+    """The errors of MLflow, its database, its artifact store and the network as one sentence.
+
+    Raises:
+        TrackingError: "The KIND … does not ACTION: …".
+    """
     try:
         yield
-    except MlflowException as error:
-        raise TrackingError(f"The registry {store.uri} does not {action}: {error.message}") from error
+    except Exception as error:
+        known = isinstance(error, MlflowException | SQLAlchemyError | OSError)  # requests' errors are OSErrors
+        if isinstance(error, ItoError) or not (known or type(error).__module__.startswith(STORES)):
+            raise
+        raise TrackingError(f"The {kind} {store.uri} does not {action}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Its first line; of MLflow's, without the number of its kind."""
+    text = str(error.message if isinstance(error, MlflowException) else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def failing(run: TrackedRun) -> Iterator[None]:
+    """Mark the run as failed, or as killed, when what is within raises; a run that stays RUNNING looks alive."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(TrackingError):  # why the work has ended is to be told
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
 
 
 @contextmanager
@@ -123,8 +151,8 @@ def open_client(store: Store) -> MlflowClient:
             if store.artifacts is not None:
                 client.search_registered_models(max_results=1)  # opens the file's second half, the registry, as well
             return client
-    except MlflowException as error:
-        raise TrackingError(f"tracking.uri={store.uri} cannot be opened: {error.message}") from error
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # the last: a database's driver
+        raise TrackingError(f"tracking.uri={store.uri} cannot be opened: {_reason(error)}") from error
 
 
 def open_experiment(client: MlflowClient, store: Store, name: str) -> str:
@@ -138,9 +166,9 @@ def open_experiment(client: MlflowClient, store: Store, name: str) -> str:
                 found = client.get_experiment_by_name(name)
                 if found is None:
                     raise
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(
-            f"tracking.uri={store.uri} does not give the experiment {name!r}: {error.message} Is the server up and "
+            f"tracking.uri={store.uri} does not give the experiment {name!r}: {_reason(error)} Is the server up and "
             "are you allowed to write?"
         ) from error
     if found.lifecycle_stage != "active":
@@ -164,7 +192,8 @@ class TrackedRun:
     def last_step(self, name: str) -> int:
         """Step of the newest point of a curve, by any process; -1 when it has none."""
         if name not in self._last_steps:
-            history = self.client.get_metric_history(self.run_id, name) if self.reopened else []
+            with self._refusals(f"give the curve {name}"):
+                history = self.client.get_metric_history(self.run_id, name) if self.reopened else []
             self._last_steps[name] = max((point.step for point in history), default=-1)
         return self._last_steps[name]
 
@@ -187,7 +216,8 @@ class TrackedRun:
                     last[name] = step
         for start in range(0, len(points), METRICS_PER_CALL):
             some = points[start : start + METRICS_PER_CALL]
-            self.client.log_batch(self.run_id, metrics=some)
+            with self._refusals("take metrics"):
+                self.client.log_batch(self.run_id, metrics=some)
             self._last_steps.update((point.key, point.step) for point in some)
 
     def log_picture(self, path: Path) -> None:
@@ -196,15 +226,21 @@ class TrackedRun:
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Store a file in the run's artifacts, below `folder`."""
-        self.client.log_artifact(self.run_id, str(path), folder or None)
+        with self._refusals(f"take {path}"):
+            self.client.log_artifact(self.run_id, str(path), folder or None)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run, in one request."""
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        with self._refusals("take tags"):
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Mark the run as ended; `open_run` opens it again."""
-        self.client.set_terminated(self.run_id, status)
+        with self._refusals(f"mark the run {self.run_id} as {status}"):
+            self.client.set_terminated(self.run_id, status)
+
+    def _refusals(self, action: str) -> AbstractContextManager[None]:
+        return refusals(action, self.store, kind=SERVER)
 
 
 def run_key(cfg: Config) -> str:
@@ -238,18 +274,33 @@ def open_run(
     store = resolve_store(cfg.tracking.uri, cfg.output)
     client = open_client(store)
     experiment = open_experiment(client, store, cfg.tracking.experiment)
-    with exclusively(store):
+    with refusals(f"open the run {cfg.name!r}", store, kind=SERVER), exclusively(store):
         run, reopened = _get_or_create(client, experiment, cfg)
     tracked = TrackedRun(client, store, run, reopened=reopened)
-    changed = _log_params(tracked, flatten(cfg), dict(run.data.params))
+    with failing(tracked), refusals(f"describe the run {cfg.name!r}", store, kind=SERVER):
+        _describe(tracked, cfg, recipe=recipe, dataset=dataset, versions=versions, git=git, params=run.data.params)
+    return tracked
+
+
+def _describe(
+    tracked: TrackedRun,
+    cfg: Config,
+    *,
+    recipe: str,
+    dataset: DatasetIdentity,
+    versions: Mapping[str, str],
+    git: str,
+    params: Mapping[str, str],
+) -> None:
+    """Parameters, tags, configuration and data set."""
+    changed = _log_params(tracked, flatten(cfg), params)
     tags = {"ito.recipe": recipe, "mlflow.source.git.commit": git, "ito.config_digest": config_digest(cfg)}
     tags |= {f"version.{name}": version for name, version in versions.items()}
     if changed:
         tags["ito.changed_params"] = json.dumps(changed)[:PARAM_LENGTH]
     tracked.set_tags(tags)
     _log_config(tracked, cfg)
-    client.log_inputs(tracked.run_id, [dataset_input(dataset, "training")])
-    return tracked
+    tracked.client.log_inputs(tracked.run_id, [dataset_input(dataset, "training")])
 
 
 def _get_or_create(client: MlflowClient, experiment: str, cfg: Config) -> tuple[Run, bool]:

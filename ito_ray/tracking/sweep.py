@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from ito_ray.errors import TrackingError
 from ito_ray.tracking.aliases import quoted
-from ito_ray.tracking.run import Status, Store, TrackedRun, open_client
+from ito_ray.tracking.run import SERVER, Status, Store, TrackedRun, open_client, refusals
 
 PARENT = "mlflow.parentRunId"
 SWEEP = "ito.sweep"
@@ -30,9 +30,10 @@ def children(parent: TrackedRun) -> list[Run]:
     found: list[Run] = []
     token: str | None = None
     while token or not found:
-        page = parent.client.search_runs(
-            [parent.experiment_id], f"tags.`{PARENT}` = '{parent.run_id}'", max_results=PAGE, page_token=token
-        )
+        with refusals("list the trials", parent.store, kind=SERVER):
+            page = parent.client.search_runs(
+                [parent.experiment_id], f"tags.`{PARENT}` = '{parent.run_id}'", max_results=PAGE, page_token=token
+            )
         found += page
         token = page.token
         if not token:
@@ -50,26 +51,29 @@ def settle(parent: TrackedRun, endings: Mapping[str, tuple[Status, str]]) -> Non
         ending = endings.get(str(run.info.run_name))
         if ending and RunStatus.from_string(run.info.status) == RunStatus.RUNNING:
             status, reason = ending
-            parent.client.set_tag(run.info.run_id, STOPPED, reason)
-            parent.client.set_terminated(run.info.run_id, status)
+            with refusals(f"mark the trial {run.info.run_name} as {status}", parent.store, kind=SERVER):
+                parent.client.set_tag(run.info.run_id, STOPPED, reason)
+                parent.client.set_terminated(run.info.run_id, status)
 
 
-def fetch_file(store: Store, experiment: str, sweep: str, path: str) -> Path:
-    """A file that a sweep's parent run holds, as a local copy.
+def fetch_file(store: Store, experiment: str, sweep: str, path: str) -> bytes:
+    """What is in a file that a sweep's parent run holds.
 
     Raises:
         TrackingError: no such sweep, or it holds no such file.
     """
     client = open_client(store)
-    found = client.get_experiment_by_name(experiment)
     query = f"tags.`{SWEEP}` = {quoted(sweep)} and attributes.run_name = {quoted(sweep)}"
-    runs = client.search_runs([found.experiment_id], query, max_results=1) if found else []
+    with refusals(f"search the sweep {sweep!r}", store, kind=SERVER):
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id], query, max_results=1) if found else []
     if not runs:
         raise TrackingError(
             f"There is no sweep {sweep!r} in the experiment {experiment!r} of {store.uri}: give the name of one, or "
             "another tracking.uri."
         )
     try:
-        return Path(client.download_artifacts(runs[0].info.run_id, path, tempfile.mkdtemp(prefix="ito-sweep-")))
+        with tempfile.TemporaryDirectory(prefix="ito-sweep-") as scratch:
+            return Path(client.download_artifacts(runs[0].info.run_id, path, scratch)).read_bytes()
     except (MlflowException, OSError) as error:
         raise TrackingError(f"The sweep {sweep!r} in {store.uri} holds no {path}: has it come to its end?") from error

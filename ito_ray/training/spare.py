@@ -67,15 +67,19 @@ def measure(
 
 
 class Spare:
-    """A second encoder, for the weights of any step."""
+    """A second encoder, for the weights of any step; on the device only while it measures."""
 
     def __init__(self, cfg: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self._cfg, self._tokenizer, self._device = cfg, tokenizer, device
-        self._encoder = DualEncoder(cfg.model, tokenizer).to(device)
+        self._encoder = DualEncoder(cfg.model, tokenizer)
         if cfg.train.parallel == "ddp":
             self._encoder.image.to(memory_format=torch.channels_last)  # as in training, to the last bit
 
     def measure(self, weights: bytes, *, needed: bool = False) -> dict[str, float]:
         """`measure` of weights that were taken from an encoder of the same configuration."""
         self._encoder.load_state_dict(safetensors.torch.load(weights))
-        return measure(self._encoder, self._cfg, self._tokenizer, self._device, needed=needed)
+        self._encoder.to(self._device)
+        try:
+            return measure(self._encoder, self._cfg, self._tokenizer, self._device, needed=needed)
+        finally:
+            self._encoder.cpu()

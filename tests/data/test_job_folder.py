@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,20 @@ from ito_ray.data.job_folder import alone
 from ito_ray.errors import DataError
 
 LOCK = "driver.lock"
+
+
+def test_whoever_opened_the_lock_before_its_holder_left_keeps_all_others_out(tmp_path: Path) -> None:
+    (tmp_path / "work").touch()
+    with alone(tmp_path, lock=LOCK, works="trains in"):
+        early = os.open(tmp_path / LOCK, os.O_RDWR)
+    try:
+        fcntl.flock(early, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(DataError, match="Another process"), alone(tmp_path, lock=LOCK, works="trains in"):
+            pass
+    finally:
+        os.close(early)
+    with alone(tmp_path, lock=LOCK, works="trains in"):
+        pass
 
 
 def test_another_process_is_refused_and_an_empty_folder_removed(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ SIZE, CONTEXT = 16, 12
 def spec(tmp_path_factory: pytest.TempPathFactory) -> SampleSpec:
     folder = tmp_path_factory.mktemp("tokenizer")
     train_wordpiece([f"picture number {i} of some" for i in range(50)], 200, CONTEXT).save_pretrained(folder)
-    return SampleSpec(ViewsConfig(), 1, SIZE, 64_000_000, str(folder), CONTEXT)
+    return SampleSpec(ViewsConfig(), 1, SIZE, 64_000_000, load_tokenizer(folder), CONTEXT)
 
 
 def _make(rows: Sequence[Row], spec: SampleSpec, **options: Any) -> tuple[Block, Tally]:
@@ -229,7 +229,7 @@ def test_layout(tmp_path: Path, spec: SampleSpec) -> None:
     assert block["uid"].tolist() != sorted(block["uid"].tolist()), "shuffled"
     assert block["views"].shape == (6, 2, SIZE, SIZE, 3) and block["views"].dtype == np.uint8
     assert block["ids"].shape == (6, 1, CONTEXT) and block["ids"].dtype == block["lengths"].dtype == np.int32
-    tokenizer = load_tokenizer(spec.tokenizer_dir)
+    tokenizer = spec.tokenizer
     expected = tokenize(tokenizer, [row.captions[0] for row in rows], CONTEXT)
     found = {tuple(ids[0][: length[0]]) for ids, length in zip(block["ids"], block["lengths"], strict=True)}
     assert found == {tuple(ids[:n]) for ids, n in zip(expected.ids, expected.lengths, strict=True)}
@@ -296,7 +296,7 @@ def test_slots_have_places_sources_and_accounts_of_their_own(tmp_path: Path, spe
 def test_several_captions_and_views(tmp_path: Path, spec: SampleSpec) -> None:
     captions = [f"picture number {i}" for i in range(4)]
     row = Row("x", picture(0), tuple(captions))
-    many = SampleSpec(ViewsConfig(count=3), 2, SIZE, 64_000_000, spec.tokenizer_dir, CONTEXT)
+    many = SampleSpec(ViewsConfig(count=3), 2, SIZE, 64_000_000, spec.tokenizer, CONTEXT)
     block, _ = _make([row] * 20, many, seed=0, entry=0)
     assert block["views"].shape == (20, 3, SIZE, SIZE, 3) and block["ids"].shape == (20, 2, CONTEXT)
     assert not (block["ids"][:, 0] == block["ids"][:, 1]).all(axis=1).any()

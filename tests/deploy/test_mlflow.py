@@ -18,7 +18,7 @@ def _manifests() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _containers() -> dict[str, dict[str, Any]]:
-    pods = [one["spec"]["template"]["spec"] for (kind, _), one in _manifests().items() if kind != "Service"]
+    pods = [one["spec"]["template"]["spec"] for one in _manifests().values() if "template" in one["spec"]]
     return {container["name"]: container for pod in pods for container in pod["containers"]}
 
 
@@ -31,7 +31,12 @@ def test_services_find_their_pods_and_ports() -> None:
     manifests = _manifests()
     for (kind, name), one in manifests.items():
         assert one["metadata"]["namespace"] == "ito"
-        if kind != "Service":
+        if kind == "NetworkPolicy":
+            (rule,) = one["spec"]["ingress"]
+            assert one["spec"]["podSelector"]["matchLabels"] == manifests["Service", name]["spec"]["selector"]
+            assert rule["ports"] == manifests["Service", name]["spec"]["ports"]
+        elif kind != "Service":
+            assert ("NetworkPolicy", name) in manifests, "there is no log-in"
             labels = one["spec"]["template"]["metadata"]["labels"]
             assert one["spec"]["selector"]["matchLabels"] == labels
             service = manifests["Service", one["spec"].get("serviceName", name)]
@@ -77,3 +82,15 @@ def test_compose_refers_to_what_it_has() -> None:
     assert set(services["mlflow"]["depends_on"]) <= set(services)
     used = {volume.split(":")[0] for volume in services["postgres"]["volumes"]}
     assert used == set(compose["volumes"])
+
+
+def test_only_this_machine_reaches_what_has_no_login() -> None:
+    services = _compose()["services"]
+    assert services["mlflow"]["ports"] == ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"]
+    assert "ports" not in services["postgres"]
+
+
+def test_no_image_runs_as_root() -> None:
+    for path in (FOLDER / "Dockerfile", FOLDER.parent / "Dockerfile"):
+        users = re.findall(r"^USER (\S+)$", path.read_text("utf-8"), re.MULTILINE)
+        assert users and users[-1] not in ("root", "0"), path

@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.faults import given, lines, problems_of_samples, until
 from ito_ray.config.schema import Config
 from ito_ray.runtime import preflight, trainer
+from ito_ray.runtime.access import require_token
 from ito_ray.runtime.elastic import LOOK_SECONDS
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.shelf import name_of
@@ -36,7 +37,6 @@ CUT = 16
 SEEN, NO_FURTHER, LOST = 6, 11, CUT + 2
 """Steps at which the first node's rank waits for the second node, then to be ended, and the two until one is killed."""
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -115,6 +115,7 @@ def main(folder: Path, parallel: str) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     noticed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     head = {"num_cpus": 2, "labels": {"pool": "data"}, "include_dashboard": False, "_system_config": noticed}
+    require_token()
     cluster = Cluster(initialize_head=True, head_node_args=head)
     record = folder / "record"
     record.mkdir()

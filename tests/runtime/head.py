@@ -21,6 +21,8 @@ import psutil
 import pytest
 import requests
 
+from ito_ray.runtime.access import require_token
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -86,23 +88,23 @@ def job_server() -> Iterator[Head]:
         *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={export}", f"--temp-dir={folder}"),
         *(f"--ray-client-server-port={client}", "--node-ip-address=127.0.0.1", f"--object-store-memory={200 << 20}"),
     ]
+    require_token()  # of head and client
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     environment |= {
-        "RAY_AUTH_MODE": "disabled",
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "RAY_metrics_report_interval_ms": "1000",
     }
     log = (folder / "head.txt").open("w+")
     process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # of the client
     try:
         address = f"http://127.0.0.1:{dashboard}"
 
         def is_up() -> bool:
             assert process.poll() is None, (folder / "head.txt").read_text()
+            page = urllib.request.Request(f"{address}/api/version")
+            page.add_header("Authorization", f"Bearer {os.environ['RAY_AUTH_TOKEN']}")
             try:
-                urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+                urllib.request.urlopen(page, timeout=2).close()
             except OSError:
                 return False
             return True
@@ -110,7 +112,6 @@ def job_server() -> Iterator[Head]:
         wait(is_up, 180, (folder / "head.txt").read_text)
         yield Head(JobSubmissionClient(address), f"http://127.0.0.1:{export}/metrics")
     finally:
-        patch.undo()
         whole = psutil.Process(process.pid)  # --block keeps all of Ray's processes below itself
         for one in (*whole.children(recursive=True), whole):
             with suppress(psutil.NoSuchProcess):

@@ -20,6 +20,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.tokens import train_wordpiece
 from ito_ray.errors import ClusterError
 from ito_ray.runtime import nodes, trainer
+from ito_ray.runtime.access import require_token
 from ito_ray.runtime.feed import execution_options
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.preflight import plan_data, require_resources
@@ -70,6 +71,7 @@ def node_of_rank(cfg: Config, tokenizer: TokenizerFiles) -> str:
 
 def main(folder: Path) -> None:
     """Blocks by pool, and the rank's pool, asking for one node, then for the other: neither is chosen by chance."""
+    require_token()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, "labels": {"pool": "train"}})
     ray.init(address=cluster.address, log_to_driver=False)
     late = _config(folder, "data", wait_minutes=3)

@@ -113,7 +113,6 @@ def numbers() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "Spare", Spare)
-        patch.setattr(live, "load_tokenizer", lambda folder: None)
         patch.setattr(live, "measure", lambda encoder, *_, needed: _number(spare.take(encoder)))
         yield
 
@@ -142,7 +141,7 @@ def _train(cfg: Config, monitor: _Monitor, *, evaluator: bool, kill_after: int |
         judged=False,
         evaluator=evaluator,
         monitor=monitor,
-        tokenizer=SimpleNamespace(folder=str),
+        tokenizer=SimpleNamespace(load=lambda: None),
         go_to_folder=lambda: None,
     )
     lively = live.LiveEvaluation(launch, learner, None, CPU, state)
@@ -253,3 +252,28 @@ def test_training_ends_without_improvement_and_stays_ended(
     patient = _config(tmp_path, patience=9)
     assert _train(patient, monitor, evaluator=False).step == STEPS
     assert [step for step, _ in _curve(monitor)] == [2, 4, 6, 8, 9]
+
+
+def test_an_encoder_for_evaluations_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under FSDP rank 0 measures a copy of the weights itself, at every evaluation."""
+    built: list[object] = []
+
+    class Spare:
+        def __init__(self, *given: object) -> None:
+            built.append(given)
+
+        def measure(self, weights: bytes, *, needed: bool = False) -> dict[str, float]:
+            return _number(weights)
+
+    monkeypatch.setattr(live, "Spare", Spare)
+    cfg, monitor = _config(tmp_path), _Monitor()
+    cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"parallel": "fsdp"})})
+    learner = build_learner(cfg, tiny_method(cfg).float())
+    launch: Any = SimpleNamespace(cfg=cfg, judged=False, evaluator=False, monitor=monitor)
+    lively = live.LiveEvaluation(launch, learner, None, CPU, None)
+    for step in (2, 4, 6):
+        lively.begin(step)
+    assert len(built) == 1
+    assert monitor.points == [
+        (step, {f"eval/{METRIC}": _number(spare.take(learner.shipped))[METRIC]}) for step in (2, 4, 6)
+    ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import shutil
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,31 @@ def _ask(
         return answer.status, answer.headers.get_content_type(), dict(answer.headers), body
     finally:
         connection.close()
+
+
+def test_a_browser_that_leaves_is_no_error(server: SearchServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """It closes its connection with a reset, before it has read anything, or in the midst of its request."""
+    for sent in (b"GET /?q=a HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50, b"GET /?q="):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", int(server.server_address[1]))) as browser:
+                browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                browser.sendall(sent)
+    assert _ask(server, "/")[0] == 200
+    time.sleep(0.5)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("left", [BrokenPipeError, ConnectionResetError, ConnectionAbortedError, TimeoutError])
+def test_what_a_leaving_browser_raises_is_silent_and_a_bug_is_not(
+    server: SearchServer, left: type[OSError], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for error in (left(), ZeroDivisionError()):
+        try:
+            raise error
+        except Exception:
+            server.handle_error(None, ("127.0.0.1", 1))
+    printed = capfd.readouterr().err
+    assert "ZeroDivisionError" in printed and left.__name__ not in printed
 
 
 def test_a_query_gives_the_pictures_of_the_index(server: SearchServer, index: Index) -> None:

@@ -100,6 +100,61 @@ def test_a_version_that_came_back_is_no_way_back_from_itself(store: Store) -> No
     assert registry.aliases() == {"champion": "3"}
 
 
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("mend", ["unlock", "rollback", "promotion"])
+def test_a_kill_between_two_aliases_costs_no_way_back(store: Store, mend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = model(store, f"killed-{mend}", versions=4)
+    crown_first(registry, "1")
+    crown(registry, "2", expected="1", tags={})
+    moved = Registry.set_alias
+
+    def killed(self: Registry, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise _Killed
+        moved(self, alias, version)
+
+    monkeypatch.setattr(Registry, "set_alias", killed)
+    with pytest.raises(_Killed):
+        crown(registry, "3", expected="2", tags={})
+    monkeypatch.undo()
+    assert registry.aliases() == {"champion": "2", "previous": "2"}, "or the kill came elsewhere"
+    if mend == "unlock":
+        registry.client.create_registered_model(f"killed-{mend}-promotion-lock", {"ito.lock.token": "theirs"})
+        assert unlock(registry)
+        assert registry.aliases() == {"champion": "2", "previous": "1"}
+    elif mend == "rollback":
+        assert rollback(registry, "no") == ("2", "1")
+        assert registry.aliases() == {"champion": "1"}
+    else:
+        crown(registry, "4", expected="2", tags={})
+        assert registry.aliases() == {"champion": "4", "previous": "2"}
+
+
+def test_a_rollback_that_was_killed_is_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = model(store, "halfway")
+    crown_first(registry, "1")
+    crown(registry, "2", expected="1", tags={})
+    crown(registry, "3", expected="2", tags={})
+    moved = Registry.set_alias
+
+    def killed(self: Registry, alias: str, version: str) -> None:
+        moved(self, alias, version)
+        raise _Killed
+
+    monkeypatch.setattr(Registry, "set_alias", killed)
+    with pytest.raises(_Killed):
+        rollback(registry, "slow")
+    monkeypatch.undo()
+    assert registry.aliases() == {"champion": "2", "previous": "2"}
+    assert "slow" in registry.version("3").tags["ito.rolled_back"]
+    registry.client.create_registered_model("halfway-promotion-lock", {"ito.lock.token": "theirs"})
+    assert unlock(registry)
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
+
+
 def test_a_decision_against_another_champion_is_void(store: Store) -> None:
     registry = model(store, "moved")
     crown_first(registry, "1")

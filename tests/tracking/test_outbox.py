@@ -109,6 +109,49 @@ def test_what_was_delivered_before_a_kill_is_not_there_twice(output: Path, tmp_p
     assert _curve(run) == [(1, 0.5), (2, 0.25)]
 
 
+@pytest.mark.parametrize("gone", ["file", "folder", "made a folder"])
+def test_a_file_that_is_gone_holds_nothing_back(
+    output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: str
+) -> None:
+    run = _opened(output / f"gone-{gone}")
+    run.client = Away(run.client, 1)  # type: ignore[assignment]
+    outbox = Outbox(run, tmp_path / "journal.jsonl", retry_seconds=0.5)
+    page = tmp_path / "evaluation" / "page.html"
+    page.parent.mkdir()
+    page.write_text("page")
+    outbox.log(1, {LOSS: 0.5})
+    outbox.log_file(page)
+    outbox.log(2, {LOSS: 0.25})
+    page.unlink()
+    if gone == "folder":
+        page.parent.rmdir()
+    elif gone == "made a folder":
+        page.mkdir()
+    assert outbox.finish(patience=20)
+    assert _curve(run) == [(1, 0.5), (2, 0.25)]
+    assert "does not get" in caplog.text and str(page) in caplog.text
+    assert MlflowClient(run.store.uri).get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("tail", ['{"metrics": {"train/lo', "\0\0\0", "12", "\n"])
+def test_a_line_that_was_cut_costs_no_other(
+    output: Path, tmp_path: Path, tail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process before was killed while it wrote; the one after it is killed with everything still in its journal."""
+    journal = tmp_path / "journal.jsonl"
+    first = {"metrics": {LOSS: 0.5}, "step": 1, "time": 1}
+    journal.write_text(json.dumps(first) + "\n" + tail)
+    run = _opened(output / f"cut-{len(tail)}")
+    run.client = Away(run.client, 10**9)  # type: ignore[assignment]
+    killed = Outbox(run, journal, retry_seconds=60)
+    killed.log(2, {LOSS: 0.25})
+    killed.log(3, {LOSS: 0.125})
+    again = _opened(output / f"cut-{len(tail)}")
+    assert Outbox(again, journal).finish()
+    assert _curve(again) == [(1, 0.5), (2, 0.25), (3, 0.125)]
+    assert ("was cut short" in caplog.text) == bool(tail.strip())
+
+
 def test_more_points_than_one_request_takes(output: Path) -> None:
     run = _opened(output / "many")
     names = [f"train/{number}" for number in range(METRICS_PER_CALL // 2 + 1)]

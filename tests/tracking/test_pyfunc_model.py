@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,3 +206,21 @@ def test_the_code_that_is_registered_needs_no_ito_ray() -> None:
     code = standalone(Path(pyfunc_model.__file__))
     assert "import ito_ray" not in code and "from ito_ray" not in code
     compile(code, "pyfunc_model.py", "exec")
+
+
+def test_requests_decode_one_at_a_time(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may hold pictures of `max_image_pixels`, whatever the number of a server's threads."""
+    inside, most = threading.Semaphore(100), []
+    decode = ImageTextEncoder._decode
+
+    def slow(self: ImageTextEncoder, data: bytes) -> Any:
+        with inside:
+            most.append(100 - inside._value)
+            time.sleep(0.05)
+            return decode(self, data)
+
+    monkeypatch.setattr(ImageTextEncoder, "_decode", slow)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: encoder.predict(None, table([None] * 2, [SMALL] * 2)), range(4)))
+    assert most == [1] * 8
+    assert all(answer["error"].isna().all() for answer in answers)

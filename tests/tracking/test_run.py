@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 
 from ito_ray.config.schema import Config, TrackingConfig, TrainConfig
 from ito_ray.errors import TrackingError
 from ito_ray.tracking.provenance import dataset_identity, git_commit, installed_versions
-from ito_ray.tracking.run import TrackedRun, flatten, open_client, open_experiment, open_run, resolve_store, run_key
+from ito_ray.tracking.run import (
+    TrackedRun,
+    failing,
+    flatten,
+    open_client,
+    open_experiment,
+    open_run,
+    resolve_store,
+    run_key,
+)
 
 SHARDS = [("/data/b.tar", 20), ("/data/a.tar", 10)]
 PROCESS = """
@@ -207,3 +220,74 @@ def test_git_commit(tmp_path: Path) -> None:
 
 def test_versions_hold_what_decides_numbers() -> None:
     assert {"python", "torch", "timm", "transformers"} <= set(installed_versions())
+
+
+CALLS = ("log_batch", "log_artifact", "log_inputs")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "error", [MlflowException("no\nmore"), OSError(28, "No space left on device"), requests.ConnectionError("away")]
+)
+def test_a_store_that_refuses_while_a_run_is_opened_leaves_none_running(
+    output: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception
+) -> None:
+    name = f"refused-{call}-{type(error).__name__}"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MlflowClient, call, refuse)
+    with pytest.raises(TrackingError, match=r"does not .*(no|No space left on device|away)$"):
+        opened(output, name)
+    monkeypatch.undo()
+    store = resolve_store("", str(output))
+    client = open_client(store)
+    (run,) = client.search_runs([open_experiment(client, store, "ito")], f"attributes.run_name = '{name}'")
+    assert run.info.status == "FAILED"
+
+
+def test_what_is_raised_before_the_work_begins_marks_the_run(output: Path) -> None:
+    for error, status in ((ValueError("a bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
+        run = opened(output, f"failing-{status}")
+        with pytest.raises(type(error)), failing(run):
+            raise error
+        assert run.client.get_run(run.run_id).info.status == status
+
+
+def test_every_call_of_a_run_is_refused_in_a_sentence(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = opened(output, "sentences")
+    again = opened(output, "sentences")
+    page = output / "page.html"
+    page.write_text("page")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the database is closed")
+
+    for call in ("log_batch", "log_artifact", "set_terminated", "get_metric_history"):
+        monkeypatch.setattr(MlflowClient, call, refuse)
+    calls: list[Callable[[], object]] = [
+        lambda: run.log(1, {"loss": 1.0}),
+        lambda: run.set_tags({"a": "b"}),
+        lambda: run.log_file(page),
+        lambda: run.log_picture(page),
+        run.finish,
+        lambda: again.last_step("loss"),
+    ]
+    for refused in calls:
+        with pytest.raises(TrackingError, match=r"The tracking server .* does not .*: the database is closed"):
+            refused()
+
+
+@pytest.mark.parametrize("kind", ["no database", "a folder", "a folder that nobody may write", "no driver"])
+def test_a_store_that_cannot_be_opened_is_a_sentence(tmp_path: Path, kind: str) -> None:
+    uri = {
+        "no database": f"sqlite:///{tmp_path}/note.txt",
+        "a folder": f"sqlite:///{tmp_path}/folder",
+        "a folder that nobody may write": "sqlite:////proc/self/mine/mlflow.db",
+        "no driver": "mssql+pymssql://localhost/mlflow",
+    }[kind]
+    (tmp_path / "note.txt").write_text("no database")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        open_client(resolve_store(uri, str(tmp_path)))

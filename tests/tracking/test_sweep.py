@@ -52,7 +52,7 @@ def test_eight_trials_write_at_once_and_each_has_one_run(tmp_path: Path) -> None
 
     (tmp_path / "book.jsonl").write_text("{}\n")
     parent.log_file(tmp_path / "book.jsonl", "sweep")
-    assert fetch_file(parent.store, "ito", "sweep", "sweep/book.jsonl").read_text() == "{}\n"
+    assert fetch_file(parent.store, "ito", "sweep", "sweep/book.jsonl") == b"{}\n"
     with pytest.raises(TrackingError, match="no sweep 'other'"):
         fetch_file(parent.store, "ito", "other", "sweep/book.jsonl")
     with pytest.raises(TrackingError, match=r"holds no sweep/none\.jsonl"):

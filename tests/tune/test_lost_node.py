@@ -25,9 +25,8 @@ def _trains(node: Any) -> bool:
     return any("RayTrainWorker" in title for words in titles for title in words)
 
 
-def test_the_trial_of_a_lost_node_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_of_a_lost_node_goes_on_elsewhere(tmp_path: Path) -> None:
     """Started again by the sweep, since the recipe allows Ray Train no failure."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     train = {"steps": STEPS, "cpus_per_worker": 1.0, "checkpoint_every": EVERY, "max_failures": 0}
     options = [*two_points(tmp_path, every=EVERY, **train), "--concurrent", "2"]
 

@@ -13,11 +13,13 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ito_ray.runtime.access import require_token
 from tune import room as module
 from tune.capacity import Need
 from tune.room import Room
 
 module.LOOK_SECONDS, module.ASK_SECONDS = 0.0, 2.0
+require_token()
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 small = cluster.add_node(num_cpus=2)
 ray.init(cluster.address, log_to_driver=False)
