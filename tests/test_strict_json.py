@@ -16,6 +16,7 @@ from ito_ray.data.plan import Piece
 from ito_ray.data.rows import read_piece
 from ito_ray.data.write import Sample, write_shard
 from ito_ray.evaluation.report import Measure, Report
+from ito_ray.training.state import State, read_state, write_state
 from tests.data.makers import picture
 
 
@@ -48,3 +49,15 @@ def test_documents_and_shards_hold_no_nan(tmp_path: Path) -> None:
 def test_a_report_holds_no_nan() -> None:
     report = Report("e", (Measure("m", "M", math.nan, "rank"),))
     assert json.loads(report.to_json(), parse_constant=_refuse)["metrics"] == {"m": None}
+
+
+def test_a_checkpoint_gives_back_what_was_not_finite(tmp_path: Path) -> None:
+    metrics = [(1, {"loss": math.nan, "lr": 0.5})]
+    state = State(1, {}, {}, "", metrics, {}, curve=[(1, math.inf), (2, 0.25)])
+    path = write_state(tmp_path, state)
+    json.loads(path.read_text(), parse_constant=_refuse)
+    found = read_state(tmp_path)
+    assert math.isnan(found.metrics[0][1]["loss"])
+    assert found.metrics[0][1]["lr"] == 0.5
+    assert math.isnan(found.curve[0][1])
+    assert found.curve[1] == (2, 0.25)

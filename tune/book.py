@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from ito_ray import strict_json
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.redact import redact_all, without_secrets
 from tune.axes import Changes
@@ -247,7 +248,7 @@ class Book:
         return [one for one in self.trials.values() if one.state == "open" and one.job.phase == phase]
 
     def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps(redact_all(event), ensure_ascii=False)
+        line = strict_json.dumps(redact_all(event), ensure_ascii=False)
         self._file.write(line + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -266,7 +267,7 @@ class Book:
                 self.trials[job.key] = Trial(job, began=self._lines)
             case "evaluated":
                 trial = self.trials[event["trial"]]
-                trial.curve.append((event["step"], event["values"]))
+                trial.curve.append((event["step"], strict_json.numbers(event["values"])))
                 trial.verdicts[event["step"]] = event["verdict"]
                 trial.state, trial.reason = event["state"], event["verdict"]
                 trial.ended = self._lines if trial.state != "open" else 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ito_ray import strict_json
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError
 from ito_ray.redact import redact_all
@@ -61,7 +62,7 @@ def write_state(folder: Path, state: State) -> Path:
     """Write `state.json`."""
     document = {"format": FORMAT, **dataclasses.asdict(state)}
     path = folder / "state.json"
-    path.write_text(json.dumps(redact_all(document)), encoding="utf-8")
+    path.write_text(strict_json.dumps(redact_all(document)), encoding="utf-8")
     return path
 
 
@@ -73,7 +74,7 @@ def read_state(folder: Path) -> State:
     """
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     _require_format(folder, document)
-    metrics = [(step, values) for step, values in document["metrics"]]
+    metrics = [(step, strict_json.numbers(values)) for step, values in document["metrics"]]
     return State(
         document["step"],
         document["position"],
@@ -81,7 +82,7 @@ def read_state(folder: Path) -> State:
         document["plan"],
         metrics,
         document["tallies"],
-        [(step, value) for step, value in document.get("curve", [])],
+        [(step, strict_json.number(value)) for step, value in document.get("curve", [])],
         document.get("evaluating", False),
         document.get("stopped", False),
         document.get("open_tallies", {}),

@@ -118,9 +118,9 @@ def list_coco(annotations: Path, images: Path) -> tuple[list[Listed], dict[str, 
             captions += 1
             found.captions.append(text)
     if not captions and "caption" not in fields:
+        there = ", ".join(sorted(fields)) or "nothing"
         raise DataError(
-            f"The annotations in {annotations} have no caption, only {', '.join(sorted(fields))}: give the file "
-            "captions_*.json."
+            f"The annotations in {annotations} have no caption, only {there}: give the file captions_*.json."
         )
     return listed, {"annotations": len(lists["annotations"] or [])}
 

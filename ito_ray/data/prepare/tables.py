@@ -313,8 +313,12 @@ def _reading_of(text: TableText) -> Callable[[TableText], Iterator[Record]]:
     """Whether the file is one list or lines. Raises DataError where it is one object of another kind."""
     try:
         document = json.loads(text.read())
-    except (ValueError, RecursionError):
-        return _json_lines
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        if any(record.bad is None for record in _json_lines(text)):
+            return _json_lines
+        raise DataError(f"{text.path} is not JSON: {str(error)[:200]}.") from error
     if isinstance(document, list):
         return _json_list
     if isinstance(document, dict) and any(isinstance(value, str) for value in document.values()):

@@ -240,6 +240,7 @@ def test_packed_tables(tmp_path: Path, suffix: str) -> None:
         ("t.csv", b"PAR1", "let its name end in .parquet"),
         ("t.csv", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("t.json", b'{"images": [], "annotations": []}', "use prepare coco"),
+        ("t.json", b'[\n {"image": "a.png",\n  "caption": "x"},\n', "is not JSON: "),
         ("t.json", b'{"image": {"0": "a.png"}, "caption": {"0": "x"}}', "orient='records'"),
     ],
 )
