@@ -33,6 +33,7 @@ def test_shards_of_every_tool_train_one_model(tmp_path: Path) -> None:
         tmp_path,
         data={
             "train": [f"{name}={path}" for name, path in sources.items()],
+            "weights": dict.fromkeys(sources, 1.0),
             "heldout": [str(excel_csv_semicolon(tmp_path / "table"))],
             "max_bad_fraction": 0.05,
         },
