@@ -97,8 +97,19 @@ class Row:
 def read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair") -> Iterator[Row]:
     """Rows of a piece in the shard's order.
 
-    Damaged content never raises, it gives rows with `bad` set. A disk or store that fails raises OSError.
+    Damaged content never raises, it gives rows with `bad` set; what nobody has foreseen gives one without a key, which
+    stands for all that follow. A disk or store that fails raises OSError.
     """
+    try:
+        yield from _read_piece(piece, columns, needs)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        detail = f"{type(error).__name__}: {error}"[:200]
+        yield Row("", None, (), bad="unexpected_error", detail=detail, url=piece.url)
+
+
+def _read_piece(piece: Piece, columns: ColumnsConfig, needs: Needs) -> Iterator[Row]:
     shard = Shard(piece.url, 0)
     with open_shard(piece.url) as file:
         if shard.is_tar:
@@ -153,10 +164,14 @@ def read_patiently(piece: Piece, columns: ColumnsConfig, needs: Needs = "pair", 
         known: rows that were read before, of which some were taken; at least one row more is bad.
     """
     rows: list[Row] = []
+    lost: Row | None = None
     try:
         rows.extend(read_retrying(piece, columns, needs))
+        if rows and rows[-1].bad == "unexpected_error" and not rows[-1].key:
+            lost = rows.pop()
     except OSError as error:
         lost = Row("", None, (), bad="shard_unreadable", detail=str(error)[:200], url=piece.url)
+    if lost:
         rows += [lost] * (max(piece.rows, len(rows) + 1, known + 1) - len(rows))
     return rows
 

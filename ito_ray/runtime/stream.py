@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -26,8 +27,9 @@ from ito_ray.config.schema import Config
 from ito_ray.data.mixer import mixed_batches
 from ito_ray.data.plan import ShardPlan
 from ito_ray.data.position import Position, rows_known, within
+from ito_ray.data.shards import public_url
 from ito_ray.data.tally import EntryReport
-from ito_ray.errors import DataError
+from ito_ray.errors import DataError, ItoError
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.leave import leave_at_once
 from ito_ray.runtime.monitor import MonitorHandle
@@ -40,6 +42,10 @@ MONITOR_LOST = "the actor that keeps the run's accounts was lost"
 ENTRIES_AT_ONCE = 50_000
 """Entries of one stream: before it starts, Ray Data makes an object for each (docs/log.md). A run of more goes on with
 a new stream from a checkpoint that it leaves in time."""
+
+
+class EntryError(Exception):
+    """A data task failed, and not by a sample, which would be counted; says by what and in which shards."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,22 @@ class EntryReader:
     def __call__(self, numbers: Any) -> Arrays:
         """One entry's samples; `numbers` is {"id": int64 (1,)}."""
         (entry,) = numbers["id"].tolist()
-        block, report = self.make(entry)
+        try:
+            block, report = self.make(entry)
+        except ItoError:
+            raise
+        except Exception as error:
+            raise EntryError(f"{type(error).__name__}: {error}, in {self._shards(entry)}") from error
         if reason := ray.get(self.monitor.record.remote(entry, report, self.stream)):
             raise DataError(reason)
         total = len(block["uid"]) + len(self.taken.get(entry, ()))
         return {**block, "entry_rows": np.full(len(block["uid"]), total, np.int32)}
+
+    def _shards(self, entry: int) -> str:
+        """What the entry is read of, for a message."""
+        with suppress(Exception):
+            return f"entry {entry}: {', '.join(dict.fromkeys(public_url(one.url) for one in self.plan.entry(entry)))}"
+        return f"entry {entry}"
 
     def make(self, entry: int) -> tuple[Arrays, EntryReport]:
         """Samples and account of one entry: all the work of a task, without Ray."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig
 
 from ito_ray.config.schema import Config
@@ -30,7 +32,7 @@ from ito_ray.runtime.launch import Launch, TokenizerFiles, train_worker
 from ito_ray.runtime.monitor import Monitor, MonitorHandle, News, Setup
 from ito_ray.runtime.preflight import TrainingData
 from ito_ray.runtime.ranks import RankConfig
-from ito_ray.runtime.stream import ENTRIES_AT_ONCE, MONITOR_LOST, StartAnew, StreamFactory, entries_needed
+from ito_ray.runtime.stream import ENTRIES_AT_ONCE, MONITOR_LOST, EntryError, StartAnew, StreamFactory, entries_needed
 from ito_ray.training.manifest import damage
 from ito_ray.training.state import State, read_state, require_format, require_same_run
 
@@ -337,8 +339,33 @@ def is_evaluation(metrics: Mapping[str, float]) -> bool:
     return any(name.startswith("eval/") for name in metrics)
 
 
+_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)): *(\S.*)$", re.MULTILINE)
+"""The line of a traceback that says what was raised."""
+_WRAPPERS = ("RayTaskError", "UserCodeException", "SystemException", "WorkerGroupError", "ControllerError")
+
+
 def _root(error: BaseException) -> str:
-    """The last line of the innermost cause, without its full stop."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[-1].removesuffix(".")
+    """What went wrong first, without its full stop: Ray tells by causes, by attributes, or only by a traceback's text.
+
+    Around it Ray puts hints of its own, which say nothing of this run.
+    """
+    chain = [error]
+    while (inner := _behind(chain[-1])) is not None and inner not in chain:
+        chain.append(inner)
+    raised = [found for one in reversed(chain) for found in _RAISED.findall(str(one)) if found[0] not in _WRAPPERS]
+    for name, said in raised:
+        if name == EntryError.__name__:
+            return str(said).removesuffix(".")
+    innermost = chain[-1]
+    if isinstance(innermost, RayError | RayTrainError) and raised:
+        return ": ".join(raised[0]).removesuffix(".")
+    name, lines = type(innermost).__name__, str(innermost).strip().splitlines()
+    known = len(chain) == 1 or isinstance(innermost, RayError)
+    return ": ".join([*([] if known and lines else [name]), *lines[-1:]]).removesuffix(".")
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    """What the error was raised for."""
+    failures = getattr(error, "worker_failures", None) or {}
+    known = [*failures.values(), getattr(error, "controller_failure", None), getattr(error, "cause", None)]
+    return next((one for one in [*known, error.__cause__] if isinstance(one, BaseException)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import tarfile
@@ -18,9 +19,10 @@ import pytest
 from PIL import Image
 
 from ito_ray.config.schema import ColumnsConfig, ViewsConfig
+from ito_ray.data import rows as rows_module
 from ito_ray.data import samples
 from ito_ray.data.plan import Piece
-from ito_ray.data.rows import Row, read_piece
+from ito_ray.data.rows import Row, read_patiently, read_piece
 from ito_ray.data.samples import Block, SampleSpec, make_block
 from ito_ray.data.tally import Lost, Tally
 from ito_ray.data.tokens import load_tokenizer, tokenize, train_wordpiece
@@ -219,6 +221,27 @@ def test_whatever_a_sample_raises_costs_that_sample_alone(
     assert tally.examples == {"unexpected_error": ["a.tar#s003: TypeError: argument 'input': no text"]}
     kept = whole["uid"] & 0xFFFFFFFF != 3
     assert all((block[name] == whole[name][kept]).all() for name in block)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_whatever_a_shard_raises_costs_its_rest(
+    tmp_path: Path, spec: SampleSpec, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    good_tar(tmp_path / "a.tar", 8)
+    columns = {"image": [picture(i) for i in range(8)], "caption": ["a picture"] * 8}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    reader = "read_tar" if name.endswith("tar") else "read_parquet"
+    real = getattr(rows_module, reader)
+
+    def failing(*arguments: Any) -> Any:
+        yield from itertools.islice(real(*arguments), 3)
+        raise OverflowError("int too large to convert")
+
+    monkeypatch.setattr(rows_module, reader, failing)
+    found = read_patiently(Piece(str(tmp_path / name), 0, 1, rows=8), ColumnsConfig())
+    _, tally = _make(found, spec, seed=0, entry=0)
+    assert (tally.read, tally.delivered, tally.dropped) == (8, 3, {"unexpected_error": 5})
+    assert "OverflowError: int too large to convert" in tally.examples["unexpected_error"][0]
 
 
 def test_layout(tmp_path: Path, spec: SampleSpec) -> None:
