@@ -17,6 +17,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # a report waits for the next check: 2 s each by default
 )
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # a developer's own server is none for tests
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script: Ctrl-C is tested too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("busy", deadline=None)  # a busy machine is no failure

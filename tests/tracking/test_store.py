@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
 from ito_ray.errors import TrackingError
 from ito_ray.tracking.address import NOTE, find_store, with_store
-from ito_ray.tracking.run import resolve_store
+from ito_ray.tracking.registry import download
+from ito_ray.tracking.run import open_client, resolve_store
 
 ONE, OTHER = "http://user:planted-5f1c@one:5000", "http://other:5000"  # pragma: allowlist secret
 
@@ -80,3 +82,15 @@ def test_what_is_no_store_is_named_by_where_it_came_from(tmp_path: Path, monkeyp
         resolve_store("", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
     assert resolve_store("", str(tmp_path)).uri == "databricks"
+
+
+def test_loading_a_model_leaves_the_variable_as_it_was(tmp_path: Path) -> None:
+    """MLflow's own functions set it, and the next store would be looked for there."""
+    store = resolve_store("", str(tmp_path))
+    open_client(store)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        assert name not in os.environ
+    with pytest.raises(TrackingError):
+        download("models:/nothing/1", store)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        assert name not in os.environ
