@@ -25,7 +25,7 @@ from ito_ray.data.prepare.inspect import fit, inspect
 from ito_ray.data.prepare.options import Output, digest
 from ito_ray.data.prepare.plan import account, place
 from ito_ray.data.prepare.source import Source, safe_key
-from ito_ray.data.rows import Row
+from ito_ray.data.rows import BadSample, Row, one_sample
 from ito_ray.data.write import PARTIAL, Sample, write_shard
 from ito_ray.errors import DataError, ItoError, UnreadableError
 from ito_ray.redact import without_secrets
@@ -169,7 +169,14 @@ class Job:
             )
         if image is None or key != planned["key"] or hashlib.sha256(image).digest() != planned["digest"]:
             raise _changed(f"{row.url} ({row.key})")
-        image, extension = fit(image, self.options.picture)
+        try:
+            with one_sample():
+                image, extension = fit(image, self.options.picture)
+        except BadSample as error:
+            raise DataError(
+                f"{row.url} ({row.key}) was good when it was inspected and cannot be written ({error.reason}: "
+                f"{error.detail}): leave it out with --where, in a new folder."
+            ) from error
         return Sample(key, image, self.options.filters.fitting(row.captions), row.meta, extension)
 
     def _record(self, name: str) -> Path:

@@ -20,7 +20,7 @@ from ito_ray.data.plan import Piece
 from ito_ray.data.prepare.listing import Listed, load
 from ito_ray.data.prepare.source import plain_meta
 from ito_ray.data.prepare.tables import CAPTION_COLUMNS
-from ito_ray.data.rows import BadSample, Row, listed, read_retrying, usable_captions
+from ito_ray.data.rows import BadSample, Row, listed, one_sample, read_retrying, usable_captions
 from ito_ray.data.shards import list_shards, mean_sample_bytes, public_url, rows_in
 from ito_ray.errors import ConfigError, DataError, UnreadableError
 
@@ -159,7 +159,12 @@ class HuggingFaceSource:
             one = table[start + place : start + place + 1]
             values = {name: values_of(one[name])[0] for name in one.column_names}
             try:
-                yield place, self._row(start + place, values)
+                with one_sample():
+                    row = self._row(start + place, values)
+                yield place, row
+            except BadSample as error:
+                url = f"{self.path}#{start + place}"
+                yield place, Row(url, None, (), bad=error.reason, detail=error.detail, url=url)
             except OSError as error:
                 raise UnreadableError(f"{self.path}: {str(error)[:300]}. Run the same command again later.") from error
 

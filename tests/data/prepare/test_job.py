@@ -186,6 +186,15 @@ def test_a_picture_that_changes_between_the_steps_stops_the_job(tmp_path: Path) 
                 job.write(number)
 
 
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(data: bytes, picture: Any) -> tuple[bytes, str]:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("ito_ray.data.prepare.job.fit", fails)
+    with pytest.raises(DataError, match=r"img.*png .*cannot be written \(unexpected_error: MemoryError: no room\)"):
+        run(_coco(tmp_path))
+
+
 def _mixed_folder(tmp: Path) -> Folder:
     """Ten good pairs and one input for each thing that can be wrong."""
     folder = tmp / "pairs"
