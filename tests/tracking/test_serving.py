@@ -174,14 +174,19 @@ def test_the_server_answers_row_by_row_and_lives_on(registered: Registered, clie
     (long,) = client.rows({"text": "word " * 2000})
     np.testing.assert_allclose(long["embedding"], made.encoder.encode_texts(["word " * 2000])[0], atol=1e-5)
 
+    (line,) = client.rows({"image": base64.b64encode(png(Image.new("RGB", (30_000, 1), "red"))).decode()})
+    expected = made.encoder.encode_images([Image.new("RGB", (40, 40), "red")])[0]
+    np.testing.assert_allclose(line["embedding"], expected, atol=1e-5)
+
     (tmp_path / "secret.png").write_bytes(png(picture))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/cat.png"
         bad: dict[str, dict[str, Any]] = {
-            "not a readable": {"image": base64.b64encode(b"\x89PNG\r\n\x1a\n broken").decode()},
-            "image of 50013184 pixels": {"image": base64.b64encode(png(Image.new("1", (7072, 7072)))).decode()},
-            "300×1": {"image": base64.b64encode(png(Image.new("1", (300, 1)))).decode()},
+            "image cannot be read": {"image": base64.b64encode(b"\x89PNG\r\n\x1a\n broken").decode()},
+            "image of too many pixels (7072×7072, 40000000 are allowed)": {
+                "image": base64.b64encode(png(Image.new("1", (7072, 7072)))).decode()
+            },
             "not fetched": {"image": url},
             "image is not base64": {"image": str(tmp_path / "secret.png")},
             "both": {"text": "a bird", **seen},
