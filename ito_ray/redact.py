@@ -55,6 +55,8 @@ _VARIABLE = re.compile(
     r"|ACCESS_KEY_ID|PGPASSWORD)$"
 )
 """Environment variables whose values are hidden wherever they turn up."""
+MOST_REMEMBERED = 1000
+"""The newest ones: a table may have a signed address in each of a million rows."""
 _remembered: dict[str, None] = {}
 
 
@@ -63,6 +65,8 @@ def redact(text: str) -> str:
 
     Ordinary text stays as it is, and what is redacted does not change when it is redacted again.
     """
+    if not text:
+        return text
     for value in [*_of_environment(), *_remembered]:
         if value in text:
             text = text.replace(value, HIDDEN)
@@ -100,6 +104,8 @@ def remember(text: str) -> None:
         for secret in found:
             if len(secret) >= SHORTEST and HIDDEN not in secret:
                 _remembered.update(dict.fromkeys((secret, unquote(secret))))
+    while len(_remembered) > MOST_REMEMBERED:
+        _remembered.pop(next(iter(_remembered)), None)
 
 
 def _of_environment() -> list[str]:

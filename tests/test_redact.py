@@ -10,7 +10,7 @@ import pytest
 from ito_ray.config.load import overlay, to_yaml
 from ito_ray.config.schema import Config
 from ito_ray.errors import ConfigError, ItoError, TrackingError
-from ito_ray.redact import redact, remember, without_secrets
+from ito_ray.redact import HIDDEN, MOST_REMEMBERED, redact, remember, without_secrets
 from ito_ray.tracking.provenance import dataset_identity
 from ito_ray.tracking.run import Store, flatten
 from pipelines.command import exit_code
@@ -161,3 +161,10 @@ def test_a_bug_keeps_its_traceback_but_not_the_token(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback")
     assert shown.endswith("RuntimeError: request to https://***@mlflow.example:5000/x failed\n")
+
+
+def test_only_the_newest_addresses_are_remembered() -> None:
+    for number in range(3 * MOST_REMEMBERED):
+        remember(f"http://user:signature{number:07d}@host/a")  # pragma: allowlist secret
+    assert redact(f"got signature{3 * MOST_REMEMBERED - 1:07d}") == f"got {HIDDEN}"
+    assert redact("got signature0000001") == "got signature0000001"

@@ -171,7 +171,7 @@ def list_table(
             continue
         image = _plain_name(root, image)
         named = record.values.get(chosen.key) if chosen.key else None
-        key = _key(redact(image)) if _is_empty(named) else str(named)
+        key = _key(image) if _is_empty(named) else str(named)
         sample = samples.get((key, image))
         if sample is None:
             used = {chosen.image, chosen.key, *chosen.captions}
@@ -238,7 +238,7 @@ def _no_image(column: str, value: Any) -> str:
 
 def _key(image: str) -> str:
     """A path without its ending, an address as it is: what follows a dot in its query tells pictures apart."""
-    return image if ADDRESS.match(image) else str(PurePosixPath(os.path.splitext(image)[0]))  # noqa: PTH122 (any text)
+    return redact(image) if ADDRESS.match(image) else str(PurePosixPath(os.path.splitext(image)[0]))  # noqa: PTH122 (any text)
 
 
 def _plain_name(root: str, cell: str) -> str:
