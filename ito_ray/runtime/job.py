@@ -126,6 +126,7 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
         restore(cfg, stages.say)
         tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
         encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
+        preflight.require_room(cfg, sum(4 * p.numel() for p in encoder.parameters()))
         cluster.connect(verbose=verbose)
         preflight.require_resources(cfg)
         stages.findings(nodes.inspect(cfg, ahead_bytes=bytes_ahead(cfg, cfg.train.workers.most)))

@@ -142,6 +142,22 @@ def require_evaluation(cfg: Config) -> None:
     criterion(cfg)
 
 
+def require_room(cfg: Config, weight_bytes: int) -> None:
+    """Refuse a disk that holds not even a checkpoint's weights, the exported model and its registered copy.
+
+    Raises:
+        ClusterError: how much is free, and how much that is at least.
+    """
+    output = Path(cfg.output).absolute()
+    there = next(folder for folder in (output, *output.parents) if folder.is_dir())
+    free, least = shutil.disk_usage(there).free, 3 * weight_bytes
+    if free < least:
+        raise ClusterError(
+            f"output={cfg.output} has {free / 1e6:,.0f} MB free, but a checkpoint, the exported model and its "
+            f"registered copy take {least / 1e6:,.0f} MB at least: make room, or give another output."
+        )
+
+
 def has_evaluator(cfg: Config) -> bool:
     """Whether evaluations during training are made beside it, and there is room for that."""
     return bool(cfg.eval.cpus and cfg.eval.every) and not no_room_for_evaluator(cfg)

@@ -53,14 +53,16 @@ def run_trial(given: dict[str, Any]) -> None:
         try:
             tracked.set_tags(order.tags)
             outbox = Outbox(tracked, Path(order.cfg.output).absolute() / order.cfg.name / JOURNAL)
-            stopped = _Judged(key, desk, outbox, order).fit(train)
+            judged = _Judged(key, desk, outbox, order)
+            stopped = judged.fit(train)
             _deliver(outbox)
         except BaseException as error:
             with suppress(TrackingError):  # why it failed is to be told
                 tracked.set_tags({"ito.stopped": f"failed: {error}"})
                 tracked.finish("FAILED")
             raise
-        tracked.set_tags({"ito.stopped": stopped or "finished"})
+        accounts = {"ito.accounts": judged.mismatch} if judged.mismatch else {}
+        tracked.set_tags({"ito.stopped": stopped or "finished", **accounts})
         tracked.finish("KILLED" if stopped else "FINISHED")
     except (ClusterError, TrackingError):  # not the trial's fault: Ray Tune starts it again
         raise
@@ -98,6 +100,8 @@ class _Judged:
         self._cfg, self._settings = order.cfg, order.settings
         self._seconds: list[float] = []
         self._cpu_seconds: list[float] = []
+        self.mismatch = ""
+        """A sentence if the account of rows does not add up."""
         self._word: Word = ""
 
     def fit(self, train: Train) -> str:
@@ -115,7 +119,7 @@ class _Judged:
     def _last_word(self, train: Train) -> Word:
         """The one that ended training; "" if it went to its end."""
         self._word = ""
-        train(self._cfg, trainer.Listener(self._on_metrics, self._judge))
+        self.mismatch = train(self._cfg, trainer.Listener(self._on_metrics, self._judge)).mismatch
         return self._word
 
     def _on_metrics(self, step: int, metrics: dict[str, float]) -> None:

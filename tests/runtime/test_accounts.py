@@ -37,7 +37,7 @@ NAMES = ("web", "icons")
 ROWS = (4, 3)
 """Of each piece, by slot, which is the number of its source too; the plan expects one less of the first."""
 ROTTEN = (2, 9)
-"""The row of each piece that is no picture, whoever reads it."""
+"""The row of each piece that is no picture, whoever reads it, in a store that has such rows."""
 Version = dict[int, tuple[set[int], dict[int, str]]]
 """What a reading of an entry comes to. Slot → (numbers of the rows delivered, number of each other → why)."""
 
@@ -47,11 +47,12 @@ class Store:
 
     def __init__(self) -> None:
         self.readable: list[int] = list(ROWS)
+        self.rotten: tuple[int, ...] = ROTTEN
 
     def read(self, piece: Piece, *_: object) -> Iterator[Row]:
         slot = int(piece.url[-1])
         for number in range(self.readable[slot]):
-            rotten = number == ROTTEN[slot]
+            rotten = number == self.rotten[slot]
             yield Row(f"k{number}", b"x", ("a",), bad="image_unreadable" if rotten else None, url=piece.url)
         if self.readable[slot] < ROWS[slot]:
             raise OSError("503")
@@ -90,12 +91,13 @@ def _places(numbers: set[int], slot: int) -> set[int]:
     return {slot << ROW_PLACE_BITS | number for number in numbers}
 
 
-def _version(readable: list[int], had: set[int]) -> Version:
+def _version(store: Store, had: set[int]) -> Version:
     """Naively: what was had stays delivered; rows that are read are good or not; what is not read is lost."""
     found: Version = {}
+    readable = store.readable
     for slot, count in enumerate(ROWS):
         mine = {place & 0xFFFFFF for place in had if place >> ROW_PLACE_BITS == slot}
-        why = {number: "image_unreadable" for number in range(readable[slot]) if number == ROTTEN[slot]}
+        why = {number: "image_unreadable" for number in range(readable[slot]) if number == store.rotten[slot]}
         if readable[slot] < count:
             expected = max(_entry(0)[slot].rows, readable[slot] + 1, max(mine, default=-1) + 2)
             why |= dict.fromkeys(range(readable[slot], expected), "shard_unreadable")
@@ -167,7 +169,7 @@ class World:
         self.unread.discard(entry)
         for _ in range(self.random.choice((1, 1, 2))):
             block = self._make(entry, self.stream)
-            self.truth[entry] = _version(self.store.readable, set(self.reader.taken.get(entry, ())))
+            self.truth[entry] = _version(self.store, set(self.reader.taken.get(entry, ())))
             self.weather()
         total = len(block["uid"]) + len(self.reader.taken.get(entry, ()))
         held = self.random.choice(self.held)
@@ -253,7 +255,7 @@ def test_whatever_fails_and_starts_again_the_account_is_what_was_read_last(
     store: Store, exported: dict[tuple[str, ...], float], seed: int
 ) -> None:
     random = Random(seed)
-    store.readable = list(ROWS)
+    store.readable, store.rotten = list(ROWS), random.choice((ROTTEN, (9, 9)))
     with tempfile.TemporaryDirectory() as folder:
         world = World(store, Path(folder), random, exported)
         for _ in range(random.randint(5, 80)):

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ito_ray.config.schema import Config
-from ito_ray.errors import ConfigError
+from ito_ray.errors import ClusterError, ConfigError
 from ito_ray.runtime import preflight
 from tests.runtime.shards import small_config
 from tests.tiny import tiny_config
@@ -81,3 +81,19 @@ def test_a_tokenizer_that_was_half_written_is_made_again(tmp_path: Path, monkeyp
     undisturbed = preflight.prepare_tokenizer(cfg, plan, tmp_path / "other" / "tokenizer")
     assert made.get_vocab() == undisturbed.get_vocab()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["tokenizer"]
+
+
+def test_a_disk_that_cannot_hold_the_results_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, asked = tiny_config(output=str(tmp_path / "not" / "made")), list[Path]()
+
+    def usage(folder: Path) -> Any:
+        asked.append(folder)
+        return SimpleNamespace(free=3_000_000)
+
+    monkeypatch.setattr("ito_ray.runtime.preflight.shutil.disk_usage", usage)
+    preflight.require_room(cfg, 1_000_000)
+    with pytest.raises(ClusterError, match=r"has 3 MB free, but .* take 6 MB at least"):
+        preflight.require_room(cfg, 2_000_000)
+    assert asked == [tmp_path, tmp_path]
