@@ -11,17 +11,30 @@ from ito_ray.errors import ConfigError
 def read_class_table(path: str, field: str = "eval.classes") -> dict[str, str]:
     """Class as the samples have it → class as the prompts say it, in the file's order; blank lines do not count.
 
-    A line is a name, or what the samples say, a tab, and the name: `n01440764<TAB>tench`.
+    A line is a name, or what the samples say, a tab, and the name: `n01440764<TAB>tench`. Names may be equal.
 
     Raises:
-        ConfigError: no such file, no name in it, or a class or name twice (the tie could never be won).
+        ConfigError: no such file, no name in it, or a class twice.
     """
     pairs = [[part.strip() for part in line.split("\t", 1)] for line in _lines(path, field)]
-    for column in (0, -1):
-        twice = [name for name, count in Counter(pair[column] for pair in pairs).items() if count > 1]
-        if twice:
-            raise ConfigError(f"{field}={path} has {twice[0]!r} more than once: keep one line for each class.")
+    twice = [name for name, count in Counter(pair[0] for pair in pairs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{field}={path} has {twice[0]!r} more than once: keep one line for each class.")
     return {pair[0]: pair[-1] for pair in pairs}
+
+
+def read_numbered(path: str, field: str = "eval.classes") -> dict[str, str]:
+    """Number of a class → its name: the line of that number, counted from 0, blank ones too; names may be equal.
+
+    In a file of `what<TAB>name` the name is what follows the tab.
+
+    Raises:
+        ConfigError: no such file, or no name in it.
+    """
+    lines = _text(path, field).splitlines()
+    if not any(line.strip() for line in lines):
+        raise ConfigError(f"{field}={path} has no line: write one entry a line.")
+    return {str(number): line.strip().rpartition("\t")[2].strip() for number, line in enumerate(lines)}
 
 
 def read_classes(path: str) -> tuple[str, ...]:
@@ -57,13 +70,17 @@ def read_templates(path: str) -> tuple[str, ...]:
 
 
 def _lines(path: str, field: str) -> tuple[str, ...]:
+    lines = tuple(line.strip() for line in _text(path, field).splitlines() if line.strip())
+    if not lines:
+        raise ConfigError(f"{field}={path} has no line: write one entry a line.")
+    return lines
+
+
+def _text(path: str, field: str) -> str:
     try:
         fs, inner = open_fs(path)
         with fs.open(inner, "rb") as file:
             text: str = file.read().decode("utf-8-sig")
+            return text
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{field}={path} cannot be read as UTF-8 text ({error}): give a text file.") from error
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not lines:
-        raise ConfigError(f"{field}={path} has no line: write one entry a line.")
-    return lines

@@ -86,12 +86,11 @@ def run_geometry(subject: Subject) -> Finding:
 
 def run_zero_shot(subject: Subject) -> Finding:
     """Classification by prompts, and the confusions."""
-    labelled, class_KD = subject.labelled, subject.class_embeddings
-    found = zero_shot(labelled.image, labelled.labels, class_KD)
+    labelled, class_KD, names = subject.labelled, subject.class_embeddings, subject.class_names
+    found = zero_shot(labelled.image, labelled.labels, class_KD, names)
     choice_N = first_choice(labelled.image, class_KD, found)
-    return Finding(
-        tuple(classified_measures(labelled, class_KD)), (confusion_section(found, choice_N, subject.class_names),)
-    )
+    measures = classified_measures(labelled, class_KD, names)
+    return Finding(tuple(measures), (confusion_section(found, choice_N, names),))
 
 
 def run_linear_probe(subject: Subject) -> Finding:
@@ -149,7 +148,7 @@ def run_robustness(subject: Subject) -> Finding:
         labels_n, class_KD = subject.labelled.labels[:n], subject.class_embeddings
 
         def right(image_nD: Embeddings) -> NDArray[np.bool_]:
-            return zero_shot(image_nD, labels_n, class_KD).hits(1)
+            return zero_shot(image_nD, labels_n, class_KD, subject.class_names).hits(1)
 
         hits = {name: right(image_nD) for name, image_nD in changed.items()}
         add("zero_shot_top1", "Zero-shot, top 1", right(subject.labelled.image[:n]), hits, groups=labels_n)
@@ -186,10 +185,10 @@ def run_text_robustness(subject: Subject) -> Finding:
         def right(change: Callable[[str], str]) -> NDArray[np.bool_]:
             names = [change(name) for name in subject.class_names]
             class_KD = subject.embed_classes(names, subject.labels.templates)
-            return zero_shot(labelled.image, labelled.labels, class_KD).hits(1)
+            return zero_shot(labelled.image, labelled.labels, class_KD, names).hits(1)
 
         hits = {name: right(change) for name, change in changes.items()}
-        clean = zero_shot(labelled.image, labelled.labels, subject.class_embeddings).hits(1)
+        clean = zero_shot(labelled.image, labelled.labels, subject.class_embeddings, subject.class_names).hits(1)
         add("zero_shot_top1", "Zero-shot, top 1", clean, hits, groups=labelled.labels)
     if subject.cfg.data.heldout:
         image_nD = subject.pairs.image[: robustness.MOST]

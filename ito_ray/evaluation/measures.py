@@ -120,12 +120,12 @@ def zero_shot_measures(
     batch: int,
 ) -> list[Measure]:
     """Prompts embedded, then as `classified_measures`."""
-    return classified_measures(labelled, class_embeddings(encoder, names, templates, batch=batch))
+    return classified_measures(labelled, class_embeddings(encoder, names, templates, batch=batch), names)
 
 
-def classified_measures(labelled: LabelledEmbeddings, class_KD: Embeddings) -> list[Measure]:
+def classified_measures(labelled: LabelledEmbeddings, class_KD: Embeddings, names: Sequence[str]) -> list[Measure]:
     """Top-1, top-5 and mean per class; intervals draw whole classes, since a class is hard or easy as a whole."""
-    found = zero_shot(labelled.image, labelled.labels, class_KD)
+    found = zero_shot(labelled.image, labelled.labels, class_KD, names)
     return [
         *(
             Measure.share(

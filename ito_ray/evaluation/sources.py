@@ -13,27 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ito_ray.config.schema import ColumnsConfig, Config, KeyEnds
+from ito_ray.config.schema import ColumnsConfig, Config
 from ito_ray.data import parquet
 from ito_ray.data.captions import fault_of
-from ito_ray.data.file_kinds import IMAGE_EXTENSIONS, PICTURES
+from ito_ray.data.file_kinds import PICTURES
 from ito_ray.data.foreign import foreign_part
 from ito_ray.data.heldout import PairReader, shard_rows, whole
 from ito_ray.data.prepare.folders import files_below, list_pairs
 from ito_ray.data.prepare.listing import Listed, load_all
 from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_of, list_classes, list_table, open_table
 from ito_ray.data.prepare.web import DEFAULT_POLICY
-from ito_ray.data.rows import BadSample, Row, cause
-from ito_ray.data.shards import Shard, file_name, list_shards, open_shard
-from ito_ray.data.tar import read_tar
-from ito_ray.data.tar_layout import Layout
+from ito_ray.data.rows import Row
+from ito_ray.data.shards import Shard, file_name, list_shards
 from ito_ray.data.walk import PassedOver, is_folder, local_path
 from ito_ray.errors import ConfigError, DataError
-from ito_ray.evaluation.classes import read_class_table, read_templates
+from ito_ray.evaluation import clip_benchmark
+from ito_ray.evaluation.classes import read_class_table, read_numbered, read_templates
 
 LISTED_PER_PIECE = 512
-CLASSNAMES, TEMPLATES, SPLIT = "classnames.txt", "zeroshot_classification_templates.txt", "test"
-"""Of a folder that CLIP_benchmark reads as WebDataset, https://github.com/LAION-AI/CLIP_benchmark."""
 _LABEL = "cls"
 
 
@@ -107,39 +104,6 @@ class FileSource:
 
 
 @dataclass(frozen=True)
-class NumberedSource:
-    """CLIP_benchmark's tars: a picture and `cls`, the number of its class."""
-
-    shards: tuple[Shard, ...]
-    field: str
-    key_ends: KeyEnds = "auto"
-
-    @property
-    def pieces(self) -> int:
-        return len(self.shards)
-
-    def rows(self, piece: int) -> Iterator[Row]:
-        url = self.shards[piece].url
-        return whole(self._rows(url), url, self.field)
-
-    def files(self) -> list[tuple[str, int]]:
-        return [(file_name(one.url), one.size) for one in self.shards]
-
-    def addresses(self) -> frozenset[str]:
-        return frozenset(one.url for one in self.shards)
-
-    def _rows(self, url: str) -> Iterator[Row]:
-        with open_shard(url) as file:
-            for sample in read_tar(file, 0, 1, Layout(None if self.key_ends == "auto" else self.key_ends)):
-                image = next((sample.members[e] for e in IMAGE_EXTENSIONS if e in sample.members), None)
-                number = sample.members.get(_LABEL, b"").decode("ascii", "replace").strip()
-                bad, detail = sample.bad, sample.detail
-                if bad is None and not (image and number):
-                    bad, detail = cause(sample, BadSample("missing_image" if not image else "missing_class"))
-                yield Row(sample.key, image, (number,), {_LABEL: number}, bad=bad, detail=detail, url=url)
-
-
-@dataclass(frozen=True)
 class Labelled:
     """Pictures with a class each."""
 
@@ -159,13 +123,16 @@ def read(source: Source, *, limit: int | None, max_pixels: int, piece: int | Non
 
 
 def open_pairs(cfg: Config) -> Source:
-    """The image-text pairs of data.heldout: shards, a table of picture files and captions, or name.jpg by name.txt.
+    """The image-text pairs of data.heldout: shards, a table of picture files and captions, name.jpg by name.txt, or a
+    retrieval set of CLIP_benchmark's.
 
     Raises:
         DataError: nothing there, or not understood.
     """
     given = cfg.data.heldout
     if path := _alone(given):
+        if found := clip_benchmark.find(path, "data.heldout"):
+            return found.open("retrieval", "data.heldout", cfg.data.columns.key_ends)
         if _is_table(path):
             return FileSource(tuple(list_table(path, None, Columns())[0]), "data.heldout")
         if _holds_pictures(path):
@@ -186,9 +153,8 @@ def open_labelled(cfg: Config, given: Sequence[str], field: str) -> Labelled:
         DataError: nothing there, or not understood.
     """
     if path := _alone(given):
-        for root, split in ((path, path / SPLIT), (path.parent, path)):
-            if (root / CLASSNAMES).is_file() and split.is_dir():
-                return _clip_benchmark(root, split, cfg, field)
+        if found := clip_benchmark.find(path, field):
+            return _clip_benchmark(found, cfg, field)
         if _is_table(path):
             return _named(_of_table(path, cfg.eval.zero_shot_field), cfg, field)
         if is_folder(path) and (classes := _class_folders(path)):
@@ -241,14 +207,12 @@ def _of_table(path: Path, field: str) -> list[Listed]:
     return list_classes(path, column)
 
 
-def _clip_benchmark(root: Path, split: Path, cfg: Config, field: str) -> Labelled:
-    shards = list_shards((str(split),), field=field)
-    names = list(read_class_table(cfg.eval.classes or str(root / CLASSNAMES)).values())
-    own = root / TEMPLATES
+def _clip_benchmark(found: clip_benchmark.Benchmark, cfg: Config, field: str) -> Labelled:
+    source = found.open("classification", field, cfg.data.columns.key_ends)
+    own = found.root / clip_benchmark.TEMPLATES
     templates = read_templates(cfg.eval.templates or (str(own) if own.is_file() else ""))
-    table = {str(number): name for number, name in enumerate(names)}
-    source = NumberedSource(shards, field, cfg.data.columns.key_ends)
-    return Labelled(source, _LABEL, table, templates)
+    names = read_numbered(cfg.eval.classes or str(found.root / clip_benchmark.CLASSNAMES))
+    return Labelled(source, clip_benchmark.LABEL, names, templates)
 
 
 def _shards(cfg: Config, given: Sequence[str], field: str) -> ShardSource:

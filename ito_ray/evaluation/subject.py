@@ -12,6 +12,7 @@ from ito_ray.config.schema import Config
 from ito_ray.data.heldout import Pair, PairReader
 from ito_ray.data.tally import Tally
 from ito_ray.errors import DataError
+from ito_ray.evaluation.clip_benchmark import BenchmarkSource
 from ito_ray.evaluation.embed import (
     Change,
     LabelledEmbeddings,
@@ -67,7 +68,7 @@ class Subject:
         encoder: to be measured.
         cfg: `data` and `eval` are used.
         limit: samples of each set; None = all.
-        captions: of an image that count, the first ones.
+        captions: of an image that count, the first ones; of CLIP_benchmark's retrieval sets all do.
         thumbnail: side of the small pictures to keep; 0 = none.
         probe: labelled pictures that probes are fitted to; empty = half of eval.zero_shot.
         passes: how sets are gone through.
@@ -90,7 +91,8 @@ class Subject:
         Raises:
             DataError: there is none, or the encoder gives a vector that is not finite.
         """
-        task = partial(_pairs, batch=self.cfg.eval.batch, captions=self.captions, thumbnail=self.thumbnail)
+        captions = None if isinstance(self.pair_source, BenchmarkSource) else self.captions
+        task = partial(_pairs, batch=self.cfg.eval.batch, captions=captions, thumbnail=self.thumbnail)
         found = join_pairs(self._go(self.pair_source, task))
         if not found.keys:
             raise _no_pair(self.dropped)
@@ -214,7 +216,7 @@ def _no_class(given: Labelled, left_out: int, unknown: Sequence[str]) -> DataErr
     )
 
 
-def _pairs(encoder: Encoder, reader: PairReader, *, batch: int, captions: int, thumbnail: int) -> PairEmbeddings:
+def _pairs(encoder: Encoder, reader: PairReader, *, batch: int, captions: int | None, thumbnail: int) -> PairEmbeddings:
     return embed_pairs(encoder, reader, batch, captions=captions, thumbnail=thumbnail)
 
 

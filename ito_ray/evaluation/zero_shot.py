@@ -5,6 +5,7 @@ N images, K classes, P templates, D width.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,10 +20,13 @@ from ito_ray.evaluation.similarity import chunks, on_grid, require_unit
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The rank of the true class for every image; ties count against the model, as in retrieval."""
+    """The rank of the true class for every image; ties count against the model, as in retrieval.
+
+    Classes of one name are the exception: of these the first is put first, as an argmax does.
+    """
 
     rank: NDArray[np.int64]
-    """(N,) 1 + number of wrong classes at least as similar as the true one."""
+    """(N,) 1 + number of wrong classes at least as similar as the true one, without later ones of its name."""
     labels: NDArray[np.int64]
     """(N,) true classes."""
     classes: int
@@ -69,27 +73,31 @@ def class_embeddings(
     Raises:
         DataError: a class whose prompts cancel out or are not finite.
     """
+    said = list(dict.fromkeys(names))  # equal names must give equal vectors, whatever the batch
     step = max(1, batch // len(templates))
     parts = []
-    for rows in chunks(len(names), step):
-        prompts = [clean_text(template.replace("{}", name)) for name in names[rows] for template in templates]
+    for rows in chunks(len(said), step):
+        prompts = [clean_text(template.replace("{}", name)) for name in said[rows] for template in templates]
         text_XD = encoder.encode_texts(prompts)  # X = K · P, class by class
         mean_KD = text_XD.reshape(len(text_XD) // len(templates), len(templates), -1).mean(axis=1)
         norm_K1 = np.linalg.norm(mean_KD, axis=1, keepdims=True)
         if not (norm_K1 > 1e-6).all():
-            bad = names[rows][int(np.argmin(np.nan_to_num(norm_K1[:, 0])))]
+            bad = said[rows][int(np.argmin(np.nan_to_num(norm_K1[:, 0])))]
             raise DataError(
                 f"The prompts of class {bad!r} have no direction under {encoder.name}: the model gives NaN or zero "
                 "vectors; evaluate an earlier checkpoint."
             )
         parts.append(mean_KD / norm_K1)
-    return np.concatenate(parts)
+    place = {name: at for at, name in enumerate(said)}
+    class_XD: Embeddings = np.concatenate(parts)
+    return class_XD[[place[name] for name in names]]
 
 
 def zero_shot(
     image_ND: Embeddings,
     labels_N: NDArray[np.int64],
     class_KD: Embeddings,
+    names: Sequence[str] = (),
     *,
     chunk: int = 1024,
 ) -> ZeroShot:
@@ -101,6 +109,7 @@ def zero_shot(
         image_ND: (N, D) float32, L2-normed.
         labels_N: (N,) integers in [0, K).
         class_KD: (K, D) float32, L2-normed.
+        names: K names, of which some may be equal; their vectors are then the same. Empty = all differ.
 
     Raises:
         ValueError: embeddings are not unit vectors, or a label is out of range.
@@ -117,4 +126,16 @@ def zero_shot(
         for b in chunks(k, chunk):
             score_AB = image_AD @ on_grid(class_KD[b]).T
             rank_N[a] += np.count_nonzero(score_AB >= own_A[:, None], axis=1)
+    if names:
+        rank_N -= _later_of_one_name(names)[labels_N]
     return ZeroShot(rank_N, labels_N, classes=k)
+
+
+def _later_of_one_name(names: Sequence[str]) -> NDArray[np.int64]:
+    """(K,) how many classes after each one have its name."""
+    left = Counter(names)
+    later = []
+    for name in names:
+        left[name] -= 1
+        later.append(left[name])
+    return np.array(later, dtype=np.int64)

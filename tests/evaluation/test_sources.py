@@ -137,7 +137,9 @@ def test_a_class_file_may_say_what_the_samples_say(tmp_path: Path, root: Path) -
     found = labelled(root / "folders", classes=str(path))
     assert found.table["circle"] == "round thing"
     path.write_text("a\tx\nb\tx\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="'x' more than once"):
+    assert read_class_table(str(path)) == {"a": "x", "b": "x"}
+    path.write_text("a\tx\na\ty\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="'a' more than once"):
         read_class_table(str(path))
 
 

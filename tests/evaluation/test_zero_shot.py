@@ -59,6 +59,19 @@ def test_equals_the_full_matrix_with_ties(chunk: int) -> None:
     assert not found.hits(1)[twins].any()
 
 
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_of_classes_of_one_name_the_first_wins_as_in_an_argmax(chunk: int) -> None:
+    image, labels, _ = make(400, 12, 10, seed=5)
+    names = [*"abcdefgh", "", "b", "b", "a"]
+    classes = class_embeddings(HashEncoder(), names, ("a {}", "{}."), batch=4)
+    image = unit(classes[labels][:, :12] + 0.4 * np.random.default_rng(0).standard_normal((400, 12)))
+    found = zero_shot(image, labels, classes, names, chunk=chunk)
+    score = image.astype(np.float64) @ classes.astype(np.float64).T
+    order = np.argsort(-score, axis=1, kind="stable")
+    np.testing.assert_array_equal(found.rank, 1 + (order == labels[:, None]).argmax(axis=1))
+    assert found.hits(1)[np.isin(labels, (0, 1))].any() and not found.hits(1)[np.isin(labels, (9, 10, 11))].any()
+
+
 def test_accuracy_equals_topk() -> None:
     image, labels, classes = make(300, 20, 10, seed=1)
     found = zero_shot(image, labels, classes, chunk=64)
