@@ -19,7 +19,7 @@ from ito_ray.data.rows import BadSample, Row, cause
 from ito_ray.data.shards import Shard, file_name, list_shards, open_shard
 from ito_ray.data.tar import TarSample, read_tar
 from ito_ray.data.tar_layout import Layout
-from ito_ray.data.walk import is_folder
+from ito_ray.data.walk import is_file, is_folder
 from ito_ray.errors import DataError
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -100,7 +100,7 @@ def find(path: Path, field: str) -> Benchmark | None:
     """
     if _is_split(path) and _is_root(path.parent):
         return Benchmark(path.parent, path)
-    if not _is_root(path):
+    if not is_folder(path) or not _is_root(path):
         return None
     splits = [one for one in sorted(path.iterdir()) if _is_split(one)]
     chosen = [one for one in splits if one.name == _SPLIT or len(splits) == 1]
@@ -110,11 +110,11 @@ def find(path: Path, field: str) -> Benchmark | None:
 
 
 def _is_root(path: Path) -> bool:
-    return any((path / name).is_file() for name in (CLASSNAMES, _TYPE))
+    return any(is_file(path / name) for name in (CLASSNAMES, _TYPE))
 
 
 def _is_split(path: Path) -> bool:
-    return is_folder(path) and ((path / _COUNT).is_file() or (path / "0.tar").is_file())
+    return is_folder(path) and any(is_file(path / name) for name in (_COUNT, "0.tar"))
 
 
 def _row(sample: TarSample, kind: Kind, url: str) -> Row:

@@ -25,7 +25,7 @@ from ito_ray.data.prepare.tables import CLASS_COLUMNS, SUFFIXES, Columns, kind_o
 from ito_ray.data.prepare.web import DEFAULT_POLICY
 from ito_ray.data.rows import Row
 from ito_ray.data.shards import Shard, file_name, list_shards
-from ito_ray.data.walk import PassedOver, is_folder, local_path
+from ito_ray.data.walk import PassedOver, is_file, is_folder, local_path
 from ito_ray.errors import ConfigError, DataError
 from ito_ray.evaluation import clip_benchmark
 from ito_ray.evaluation.classes import read_class_table, read_numbered, read_templates
@@ -210,7 +210,7 @@ def _of_table(path: Path, field: str) -> list[Listed]:
 def _clip_benchmark(found: clip_benchmark.Benchmark, cfg: Config, field: str) -> Labelled:
     source = found.open("classification", field, cfg.data.columns.key_ends)
     own = found.root / clip_benchmark.TEMPLATES
-    templates = read_templates(cfg.eval.templates or (str(own) if own.is_file() else ""))
+    templates = read_templates(cfg.eval.templates or (str(own) if is_file(own) else ""))
     names = read_numbered(cfg.eval.classes or str(found.root / clip_benchmark.CLASSNAMES))
     return Labelled(source, clip_benchmark.LABEL, names, templates)
 
@@ -233,9 +233,9 @@ def _is_table(path: Path) -> bool:
     """CSV and the like; a Parquet file whose image column holds addresses and not the pictures' bytes."""
     kind = kind_of(path)
     if kind != ".parquet":
-        return kind in SUFFIXES and not path.is_dir()
+        return kind in SUFFIXES and not is_folder(path)
     try:
-        return path.is_file() and not parquet.holds_bytes(path)
+        return is_file(path) and not parquet.holds_bytes(path)
     except OSError:
         return False  # counted when it is read
 

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data import walk as module
 from ito_ray.data.prepare.folders import list_pairs
+from ito_ray.data.prepare.listing import ListedSource
 from ito_ray.data.shards import list_files, list_shards
 from ito_ray.data.walk import PassedOver, literal_part, local_path, match_local, walk
+from ito_ray.embeddings.inputs import open_inputs
 from ito_ray.errors import DataError
 from tests.data.makers import good_tar, picture
 
@@ -95,6 +98,13 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.tar")
     good_tar(tmp_path / name, 2)
     assert [shard.url for shard in list_shards([str(tmp_path)], field="f")] == [str(tmp_path / name)]
+    for stem in (os.fsdecode(b"\xe9"), "plain"):
+        (tmp_path / f"{stem}.png").write_bytes(picture(0))
+        (tmp_path / f"{stem}.txt").write_text("x")
+    source = ListedSource.write(list_pairs(tmp_path)[0], tmp_path / "listing", {}, list_pairs(tmp_path)[2])
+    assert {row.key: row.bad for _, row in source.read(0)} == {"\\udce9": "name_not_utf8", "plain": None}
+    inputs = open_inputs([f"{tmp_path}/*.tar"], "image", ColumnsConfig(), tmp_path)
+    assert [row.bad for unit in range(inputs.units) for row in inputs.read(unit)] == [None, None]
 
 
 def test_it_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

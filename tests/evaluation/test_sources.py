@@ -232,3 +232,16 @@ def test_a_folder_of_hidden_pictures_is_none_of_pictures(tmp_path: Path) -> None
     (tmp_path / "@eaDir").mkdir()
     draw("red", "bar").save(tmp_path / "@eaDir" / "0.png")
     assert isinstance(open_pairs(Config(data=DataConfig(heldout=(str(tmp_path),)))), ShardSource)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "{" + ",".join("ab" * 90) + "}.csv", "a" * 5000 + ".parquet", "a\0b.csv", "l"]
+)
+def test_what_can_be_no_path_is_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "l").symlink_to("l")
+    classes = tmp_path / "c.txt"
+    classes.write_text("a\nb\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"data\.heldout|There is no table"):
+        open_pairs(Config(data=DataConfig(heldout=(f"{tmp_path}/{name}",))))
+    with pytest.raises(DataError, match=r"eval\.zero_shot|There is no table"):
+        labelled(tmp_path / name, classes=str(classes))

@@ -87,7 +87,7 @@ class ListedSource:
         policy: FetchPolicy = DEFAULT_POLICY,
     ) -> ListedSource:
         """Keep the listing at `path`. `salt` is what else tells the inputs apart."""
-        digest = hashlib.sha256(salt.encode())
+        digest = hashlib.sha256(salt.encode(errors="surrogateescape"))
         pieces = 0
         partial = path.with_suffix(".partial")
         key = Fernet.generate_key()
