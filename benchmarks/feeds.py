@@ -36,6 +36,7 @@ from ito_ray.config import schema
 from ito_ray.config.schema import Config, TrainConfig
 from ito_ray.data.position import Position
 from ito_ray.data.tokens import clip_tokenizer
+from ito_ray.models.pixels import normalisation
 from ito_ray.runtime.cluster import connect
 from ito_ray.runtime.feed import execution_options
 from ito_ray.runtime.launch import TokenizerFiles
@@ -136,7 +137,7 @@ def limit(order: Order, format: str) -> dict[str, float]:
         reader = _reader(config(order, format, folder), monitor=False)
         found = read_clock((len(reader.make(entry)[0]["uid"]) for entry in range(ENTRIES)), order)
         block, _ = reader.make(0)
-    mean, std = reader.cfg.model.image.mean, reader.cfg.model.image.std
+    mean, std = normalisation(reader.cfg.model.image)
     started = time.process_time()
     for first in range(0, len(block["uid"]), 32):
         to_batch({name: rows[first : first + 32] for name, rows in block.items()}, torch.device("cpu"), mean, std)

@@ -46,6 +46,7 @@ from ito_ray.export.onnx_int8 import add_int8
 from ito_ray.export.sentence_transformer import export_sentence_transformer, quiet
 from ito_ray.models.dual_encoder import DualEncoder
 from ito_ray.models.open_clip import open_clip_config, to_open_clip
+from ito_ray.models.pixels import normalisation
 
 Run = Callable[[], Any]
 """Encodes one batch; returns (B,D)."""
@@ -112,9 +113,8 @@ def build(backbone: str, batch: int, threads: int, scratch: Path) -> Programs:
         "onnx_int8": OnnxEncoder(scratch / "onnx", threads=threads, int8_text=True, int8_image=True),
     }
     work = _same_work(theirs, stock, onnx, texts, cfg.text.context, cfg.image.size)
-    preprocess = open_clip.image_transform(
-        cfg.image.size, is_train=False, mean=cfg.image.mean, std=cfg.image.std, interpolation="bicubic"
-    )
+    mean, std = normalisation(cfg.image)
+    preprocess = open_clip.image_transform(cfg.image.size, is_train=False, mean=mean, std=std, interpolation="bicubic")
     tokenize = open_clip.tokenizer.SimpleTokenizer(context_length=cfg.text.context)
     wrapped = [{"text": text} for text in texts]
     work["images as used"] = {

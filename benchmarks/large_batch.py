@@ -63,7 +63,7 @@ def measure_here(batch: int, micro_batch: int) -> dict[str, float]:
         "lengths": length_B[:, None].numpy().astype(np.int32),
     }
     pieces = [
-        partial(to_batch, part, torch.device("cpu"), model.image.mean, model.image.std)
+        partial(to_batch, part, torch.device("cpu"), method.encoder.image.mean, method.encoder.image.std)
         for part in split(arrays, micro_batch)
     ]
 

@@ -95,7 +95,7 @@ def measure(maker: TrialMaker, trial: Trial, changes: dict[str, Any], *, source:
     order = maker.order(trial)
     own = Path(cfg.output) / cfg.name / "tokenizer"
     tokenizer = order.tokenizer.load() if order.tokenizer else load_tokenizer(own)
-    encoder = DualEncoder(cfg.model, tokenizer)
+    encoder = DualEncoder(cfg.model, tokenizer, began=True)
     newest = trainer.latest_checkpoint(cfg)
     if newest is None:
         raise DataError(

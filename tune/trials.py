@@ -9,6 +9,7 @@ from typing import Any
 
 from ito_ray.config.load import overlay
 from ito_ray.config.schema import Config
+from ito_ray.models.pixels import with_pixels
 from ito_ray.runtime.desk import Order, Takeover
 from ito_ray.runtime.launch import TokenizerFiles
 from ito_ray.runtime.shelf import name_of
@@ -66,7 +67,7 @@ class TrialMaker:
             "eval": {"every": self.every, "cpus": 0, "gpu": False, **UNJUDGED},
             "tracking": {"uri": self.store.uri},
         }
-        return overlay(point, changes, source=job.key)
+        return with_pixels(overlay(point, changes, source=job.key))
 
     def point(self, changes: Changes) -> Config:
         """The recipe at a point."""

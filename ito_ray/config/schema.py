@@ -25,6 +25,8 @@ from ito_ray.config.section import (
 from ito_ray.config.workers import Workers, WorkersField, require_equal_shares
 from ito_ray.errors import ConfigError
 
+Channels = tuple[float, float, float]
+"""A number for red, green and blue."""
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 UNNAMED_SOURCE = "train"
@@ -159,8 +161,11 @@ class ImageTowerConfig(Section):
     locked: bool = False
     """LiT: the tower stays as it is, but for its last `open_layers`; needs `pretrained` or `weights`."""
     open_layers: NonNegativeInt = 0
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
+    mean: Channels | None = None
+    """Of the pixels, in units of 0…1. None = what the weights were trained with, OpenAI's for a tower from scratch; the
+    saved configuration has the values. A locked tower takes its weights' own only."""
+    std: Channels | None = None
+    """As `mean`."""
 
 
 class TextTowerConfig(Section):

@@ -66,14 +66,14 @@ class TowerEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Embeddings:
         """RGB images to (n, D) float32; the view is timm's evaluation transform."""
-        cfg = self._model.image.cfg
-        mean = torch.tensor(cfg.mean, device=self._device)
-        std = torch.tensor(cfg.std, device=self._device)
+        tower = self._model.image
+        mean = torch.tensor(tower.mean, device=self._device)
+        std = torch.tensor(tower.std, device=self._device)
         parts = []
         with _evaluating(self._model):
             for start in range(0, len(images), self._batch):
                 chunk = images[start : start + self._batch]
-                views_BHWC = torch.from_numpy(np.stack([eval_view(i, cfg.size) for i in chunk]))
+                views_BHWC = torch.from_numpy(np.stack([eval_view(i, tower.cfg.size) for i in chunk]))
                 image_BCHW = pixels_to_input(views_BHWC.to(self._device), mean, std)
                 parts.append(_to_numpy(self._model.encode_image(image_BCHW)))
         return _unit(np.concatenate(parts))

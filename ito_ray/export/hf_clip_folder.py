@@ -74,8 +74,8 @@ def write_hf_clip(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> None
         CLIPImageProcessorPil(
             size={"shortest_edge": image.size},
             crop_size={"height": image.size, "width": image.size},
-            image_mean=list(image.mean),
-            image_std=list(image.std),
+            image_mean=list(model.image.mean),
+            image_std=list(model.image.std),
         ).save_pretrained(folder)
     for path in tokenizer_dir.iterdir():
         if path.name not in NO_TOKENIZER:

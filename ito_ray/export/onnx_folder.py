@@ -184,8 +184,8 @@ def _facts(model: DualEncoder, tokenizer_dir: Path) -> dict[str, Any]:
             "resize": "short side to size, bicubic, antialiased (Pillow); other side rounded down",
             "crop": "the middle square",
             "scale": "0...255 to 0...1, then minus mean, over std",
-            "mean": list(image.mean),
-            "std": list(image.std),
+            "mean": list(model.image.mean),
+            "std": list(model.image.std),
         },
         "text": {
             "file": "text.onnx",

@@ -49,10 +49,10 @@ def write_open_clip(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> No
     Raises:
         ExportError: OpenCLIP has no such pair of towers; the reason is named.
     """
-    described, image = open_clip_config(model), model.image.cfg
+    described, image = open_clip_config(model), model.image
     described["text_cfg"]["hf_tokenizer_name"] = "."  # any name: of a local-dir OpenCLIP takes the folder itself
     preprocess = {
-        "size": image.size,
+        "size": image.cfg.size,
         "mode": "RGB",
         "mean": list(image.mean),
         "std": list(image.std),

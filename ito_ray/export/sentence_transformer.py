@@ -174,8 +174,8 @@ def _write_image(image: ImageTower, folder: Path) -> Path:
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(cfg.mean),
-            "std": list(cfg.std),
+            "mean": list(image.mean),
+            "std": list(image.std),
             "num_classes": 0,
         },
     )
@@ -231,7 +231,7 @@ def _describe(model: DualEncoder, folder: Path) -> None:
             "embed_dim": dim,
             "log_logit_scale": log_scale,
             "logit_scale": scale,
-            "image": {"name": image.name, "size": image.size, "mean": list(image.mean), "std": list(image.std)},
+            "image": image.model_dump(mode="json", include={"name", "size", "mean", "std"}),
             "text": {"kind": text.kind, "context": text.context, "pool": text.pool},
         },
     )

@@ -32,14 +32,15 @@ class DualEncoder(nn.Module):
     Args:
         cfg: both towers and D.
         tokenizer: the text tower's Hugging Face fast tokenizer.
+        began: as in `ImageTower`.
 
     Raises:
         ConfigError: a tower that cannot be built.
     """
 
-    def __init__(self, cfg: ModelConfig, tokenizer: Any) -> None:
+    def __init__(self, cfg: ModelConfig, tokenizer: Any, *, began: bool = False) -> None:
         super().__init__()
-        self.image = ImageTower(cfg.image, cfg.embed_dim)
+        self.image = ImageTower(cfg.image, cfg.embed_dim, began=began)
         self.text = TextTower(cfg.text, tokenizer, cfg.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 

@@ -21,6 +21,7 @@ from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.models.init import init_clip_vit
 from ito_ray.models.locking import LockableTower, lock_image_net
+from ito_ray.models.pixels import normalisation, require_own_pixels, resolved
 from ito_ray.models.recompute import make_lean
 
 
@@ -100,15 +101,20 @@ class ImageTower(LockableTower):
     Args:
         cfg: which model; `kwargs` go to timm.create_model as they are.
         embed_dim: D.
+        began: whether the run has begun: what an earlier version allowed, or the driver has checked, goes on.
 
     Raises:
-        ConfigError: an unknown model name (the nearest are named) or arguments that the model refuses.
+        ConfigError: an unknown model name (the nearest are named), arguments that the model refuses, or a locked tower
+            with other pixels than those of its weights.
     """
 
-    def __init__(self, cfg: ImageTowerConfig, embed_dim: int) -> None:
+    def __init__(self, cfg: ImageTowerConfig, embed_dim: int, *, began: bool = False) -> None:
         super().__init__(locked=cfg.locked)
-        self.cfg = cfg
         self.net, self.create_kwargs = _create(cfg)
+        if not began:
+            require_own_pixels(cfg)
+        self.cfg = resolved(cfg)
+        self.mean, self.std = normalisation(cfg)
         if not cfg.pretrained and isinstance(self.net, VisionTransformer) and _has_pre_norm(self.net):
             init_clip_vit(self.net)
         make_lean(self.net)

@@ -14,12 +14,13 @@ from ito_ray.errors import ConfigError
 from ito_ray.evaluation.encoder import Encoder, FolderEncoder, TowerEncoder
 from ito_ray.evaluation.peers import SCHEME, OpenClipEncoder
 from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.models.pixels import with_pixels
 from ito_ray.runtime import best
 from ito_ray.training import checkpoint
 from ito_ray.training.state import read_state
 
-_FILLED = {"model": {"image": {"pretrained": False}}}
-"""The checkpoint has all weights: timm need not fetch those that training began with."""
+_FILLED = {"model": {"image": {"pretrained": False, "weights": "", "locked": False}}}
+"""The checkpoint has all weights: those that training began with need not be fetched, nor be there."""
 KINDS = (
     "a SentenceTransformer folder (modules.json), an OpenCLIP folder (open_clip_config.json), a checkpoint of a run "
     "(RUN/step-…), open_clip:NAME,TAG, or a registry address such as models:/NAME@ALIAS"
@@ -74,7 +75,7 @@ def open_checkpoint(folder: Path, *, batch: int, device: str = "cpu", name: str 
             f"model={folder} is a checkpoint, but its run's tokenizer is not beside it: {tokenizer_dir} is missing."
         )
     source = str(folder / "state.json")
-    cfg = overlay(overlay(Config(), read_state(folder).config, source=source), _FILLED, source=source)
+    cfg = overlay(with_pixels(overlay(Config(), read_state(folder).config, source=source)), _FILLED, source=source)
     tokenizer = load_tokenizer(tokenizer_dir)
     model = DualEncoder(cfg.model, tokenizer)
     checkpoint.load_encoder(folder, model)

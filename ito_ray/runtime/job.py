@@ -28,6 +28,7 @@ from ito_ray.export.card import Origin, public_name, training_facts, with_origin
 from ito_ray.export.parity import FreshProcess, Verified, reference_path, take_reference, verify
 from ito_ray.export.sentence_transformer import export_sentence_transformer
 from ito_ray.models.dual_encoder import DualEncoder
+from ito_ray.models.pixels import said, with_pixels
 from ito_ray.runtime import best, cluster, nodes, preflight, trainer
 from ito_ray.runtime.console import Stages, TrainingLine
 from ito_ray.runtime.feed import bytes_ahead
@@ -47,7 +48,7 @@ from ito_ray.tracking.registry import Registered, find, register, require_regist
 from ito_ray.tracking.run import TrackedRun, failing, open_run, resolve_store
 from ito_ray.training import checkpoint
 from ito_ray.training.selection import stopped_early
-from ito_ray.training.state import read_state
+from ito_ray.training.state import image_of, read_state
 
 STAGES = 5
 LOCK = "driver.lock"
@@ -125,7 +126,10 @@ def _run(cfg: Config, folder: Path, *, recipe: str, stages: Stages, verbose: boo
         measured_on = require_later_stages(cfg)
         restore(cfg, stages.say)
         tokenizer = preflight.prepare_tokenizer(cfg, data.plan, folder / "tokenizer")
-        encoder = DualEncoder(cfg.model, tokenizer)  # a wrong name or argument shows here and not on every worker
+        before = image_of(folder)
+        cfg = with_pixels(cfg, before)
+        # A wrong name or argument shows here and not on every worker.
+        encoder = DualEncoder(cfg.model, tokenizer, began=before is not None)
         preflight.require_room(cfg, sum(4 * p.numel() for p in encoder.parameters()))
         cluster.connect(verbose=verbose)
         preflight.require_resources(cfg)
@@ -198,6 +202,7 @@ def _describe(stages: Stages, cfg: Config, data: preflight.TrainingData, encoder
         f"model: {cfg.model.image.name} at {cfg.model.image.size} px ({towers[0]:.1f} M), {cfg.model.text.kind} text "
         f"({towers[1]:.1f} M), shared width {cfg.model.embed_dim}"
     )
+    stages.say(f"pixels: {said(cfg.model.image)}")
     if cfg.train.workers.elastic:
         sizes = " or ".join(map(str, cfg.train.sizes))
         stages.say(f"trained by {sizes} workers, as the cluster has room; now for {preflight.starting_with(cfg)}")

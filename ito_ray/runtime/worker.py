@@ -120,7 +120,7 @@ def _train(launch: Launch, blocks: Iterator[Arrays]) -> None:
 def _build(cfg: Config, tokenizer: Any, device: torch.device) -> Learner:
     """What is trained, as at the first step; the same weights on every rank."""
     torch.manual_seed(cfg.train.seed)
-    method = build_method(cfg, DualEncoder(cfg.model, tokenizer)).to(device)
+    method = build_method(cfg, DualEncoder(cfg.model, tokenizer, began=True)).to(device)
     if cfg.train.parallel == "fsdp":
         parallel.shard(method, device)
     else:  # FSDP takes no such weights

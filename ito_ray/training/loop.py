@@ -126,7 +126,7 @@ def train(
         method.progress = step / cfg.train.steps
         optimizer.zero_grad(set_to_none=True)
         micro_batches = [
-            partial(to_batch, part, device, cfg.model.image.mean, cfg.model.image.std)
+            partial(to_batch, part, device, method.encoder.image.mean, method.encoder.image.std)
             for part in split(arrays, cfg.train.micro_batch_of(len(arrays["lengths"])))
         ]
         features, result = backward(model, method, micro_batches, partial(_seed, cfg.train.seed, step), precision)

@@ -71,7 +71,7 @@ class Spare:
 
     def __init__(self, cfg: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self._cfg, self._tokenizer, self._device = cfg, tokenizer, device
-        self._encoder = DualEncoder(cfg.model, tokenizer)
+        self._encoder = DualEncoder(cfg.model, tokenizer, began=True)
         if cfg.train.parallel == "ddp":
             self._encoder.image.to(memory_format=torch.channels_last)  # as in training, to the last bit
 

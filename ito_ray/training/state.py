@@ -89,6 +89,17 @@ def read_state(folder: Path) -> State:
     )
 
 
+def image_of(run: Path) -> dict[str, Any] | None:
+    """`model.image` of a run's newest checkpoint that can be read; None if there is none."""
+    for path in sorted(run.glob("step-*/state.json"), reverse=True):
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]["image"]
+            return found
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the stage that goes on from a checkpoint says what is wrong with it
+    return None
+
+
 def require_format(folder: Path) -> None:
     """Refuse a checkpoint of another version of the format; one whose state.json cannot be read passes.
 

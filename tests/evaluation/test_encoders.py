@@ -39,9 +39,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[DualEncoder, TowerE
 
 def test_images_equal_timm_one_at_a_time(parts: tuple[DualEncoder, TowerEncoder, Path]) -> None:
     model, encoder, _ = parts
-    cfg = model.image.cfg
+    tower = model.image
     transform = create_transform(
-        (3, 32, 32), is_training=False, mean=cfg.mean, std=cfg.std, interpolation="bicubic", crop_pct=1.0
+        (3, 32, 32), is_training=False, mean=tower.mean, std=tower.std, interpolation="bicubic", crop_pct=1.0
     )
     found = encoder.encode_images(IMAGES * 3)
     model.eval()

@@ -181,7 +181,7 @@ def test_what_clip_processors_cut_differently_is_known(clip: Made, tmp_path: Pat
     processor: Any = AutoProcessor.from_pretrained(tmp_path, local_files_only=True, backend="pil")
     transform: Any = create_transform(
         input_size=size, is_training=False, crop_pct=1.0, crop_mode="center", interpolation="bicubic",
-        mean=clip.model.image.cfg.mean, std=clip.model.image.cfg.std,
+        mean=clip.model.image.mean, std=clip.model.image.std,
     )  # fmt: skip
     noise = np.random.default_rng(0).integers(0, 256, (2 * size, 2 * size, 3), np.uint8)
     for width in range(size, size + 9):

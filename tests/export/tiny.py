@@ -43,8 +43,8 @@ class NaiveEncoder:
             crop_pct=1.0,
             crop_mode="center",
             interpolation="bicubic",
-            mean=cfg.mean,
-            std=cfg.std,
+            mean=model.image.mean,
+            std=model.image.std,
         )
 
     @torch.inference_mode()
