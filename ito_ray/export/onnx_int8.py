@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from PIL import Image
 
 from ito_ray.data.captions import caption_numbers
 from ito_ray.errors import ExportError
+from ito_ray.export.card import MARK, README
 from ito_ray.export.onnx_encoder import OnnxEncoder
 from ito_ray.export.sentence_transformer import write_json
 
@@ -32,6 +34,15 @@ SUBJECTS = ("cat", "dog", "red car", "house by the sea", "bowl of fruit", "old m
 FRAMES = ("a photo of a {}", "{}", "a drawing of a {}, black and white", "two {}s, seen from above, with a lot of sky")
 SAMPLE = tuple(frame.format(subject) for frame in FRAMES for subject in SUBJECTS)
 """What is compared when there are no captions."""
+CARD = """
+## 8-bit towers
+
+`OnnxEncoder(folder, int8_text=True, int8_image=True)` takes those that are there. Weights are integers from -64 to 64,
+so that no sum overflows on a processor without 8-bit instructions (VNNI): embeddings are alike on all. Measured on
+{machine}:
+
+{lines}
+"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Int8Loss:
     towers: dict[str, TowerLoss]
     recall: dict[str, dict[str, float]] | None
     """{"float" | "int8": {"image_to_text_r1", "text_to_image_r1"}} over the given pairs, all int8 towers in use."""
+    machine: str
+    """The processor that it was measured on."""
 
     def __str__(self) -> str:
         """A line for each tower and one for retrieval, for people."""
@@ -104,9 +117,26 @@ def add_int8(
         source=source if pairs else "the built-in sentences",
         towers={tower: _loss(folder, described[tower], *(one[tower] for one in embedded.values())) for tower in towers},
         recall={name: _recall(one["image"], one["text"], texts) for name, one in embedded.items()} if pairs else None,
+        machine=_processor(),
     )
     write_json(folder / "preprocess.json", {**described, "int8_measured": asdict(loss)})
+    usage, mark, origin = (folder / README).read_text("utf-8").partition(MARK)
+    lines = "\n".join(f"- {line}" for line in str(loss).splitlines())
+    section = CARD.format(machine=loss.machine, lines=lines)
+    (folder / README).write_text(f"{usage}{section}{mark}{origin}", encoding="utf-8")
     return loss
+
+
+def _processor() -> str:
+    """Its name, and whether it has the instructions that 8-bit products are made for; the latter on Linux only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or platform.machine()
+    flags = facts.get("flags")
+    return name if flags is None else f"{name} {'with' if 'vnni' in flags else 'without'} VNNI"
 
 
 def _quantise(source: Path, target: Path) -> None:

@@ -65,5 +65,5 @@ def write_open_clip(model: DualEncoder, tokenizer_dir: Path, folder: Path) -> No
     for path in tokenizer_dir.iterdir():
         if path.name not in NO_TOKENIZER:
             shutil.copyfile(path, folder / path.name)
-    card = CARD.format(reading=reading_code(), size=image.size)
+    card = CARD.format(reading=reading_code(), size=image.cfg.size)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -322,6 +322,9 @@ def _assert_int8_is_measured(out: Path, printed: str) -> None:
     images = OnnxEncoder(out).encode_images(probe_images()[: len(CAPTIONS)])
     right = ((images @ small.T).argmax(1) == np.arange(len(CAPTIONS))).mean()
     assert described["int8_measured"]["recall"]["int8"]["image_to_text_r1"] == right
+    card = (out / "README.md").read_text("utf-8")
+    assert f"- int8 text tower: {measured['float_bytes'] / 1e6:.1f} →" in card.split("how it came to be")[0]
+    assert f"Measured on\n{described['int8_measured']['machine']}:\n\n- int8" in card and "## Data" in card
     _assert_no_processor_saturates(out / described["text"]["int8_file"])
     assert "the pairs of pairs.tar" in printed and "R@1" in printed and "cosine to float 0.9" in printed
 
