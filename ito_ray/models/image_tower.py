@@ -21,7 +21,7 @@ from ito_ray.config.schema import ImageTowerConfig
 from ito_ray.errors import ConfigError
 from ito_ray.models.init import init_clip_vit
 from ito_ray.models.locking import LockableTower, lock_image_net
-from ito_ray.models.pixels import normalisation, require_own_pixels, resolved
+from ito_ray.models.pixels import normalisation, registered, require_own_pixels, resolved
 from ito_ray.models.recompute import make_lean
 
 
@@ -47,6 +47,7 @@ def _create(cfg: ImageTowerConfig) -> tuple[nn.Module, dict[str, Any]]:
         near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ": see timm.list_models()."
         raise ConfigError(f"model.image.name={cfg.name} is not a timm model{hint}")
+    registered(cfg.name)
     try:
         return timm.create_model(cfg.name, pretrained=cfg.pretrained, num_classes=0, **kwargs), kwargs
     except TypeError as error:

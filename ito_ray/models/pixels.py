@@ -65,8 +65,21 @@ def own_pixels(cfg: ImageTowerConfig) -> tuple[Channels, Channels] | None:
     beside = _beside(Path(cfg.weights), cfg.name) if cfg.weights else None
     if beside is not None:
         return beside
-    known = timm.get_pretrained_cfg(cfg.name)
+    known = registered(cfg.name)
     return None if known is None else (_channels(known.mean), _channels(known.std))
+
+
+def registered(name: str) -> Any:
+    """What timm knows of the weights of that name; None if it knows none.
+
+    Raises:
+        ConfigError: the model has no weights of that tag.
+    """
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{name.split('.')[0]}.*")
+        raise ConfigError(f"model.image.name={name}: {error} Known: {', '.join(known) or 'none'}.") from error
 
 
 def said(cfg: ImageTowerConfig) -> str:

@@ -96,6 +96,13 @@ def test_a_locked_tower_takes_no_other_values(weights: Path) -> None:
     assert DualEncoder(foreign.model, Vocabulary(), began=True).image.mean == OPENAI_MEAN, "what has begun goes on"
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_weights_that_timm_does_not_have_are_a_sentence(pretrained: bool) -> None:
+    cfg = overlay(Config(), {"model": {"image": {"name": f"{VIT}.nope", "pretrained": pretrained}}}, source="a file")
+    with pytest.raises(ConfigError, match=rf"model\.image\.name={VIT}\.nope: .*Known: .*{VIT}\.augreg_in21k"):
+        ImageTower(with_pixels(cfg).model.image, 8)
+
+
 def test_what_lies_beside_the_weights_knows_best(weights: Path) -> None:
     about = {"architecture": VIT, "pretrained_cfg": {"mean": IMAGENET[0], "std": IMAGENET[1]}}
     beside = weights.with_name("config.json")
