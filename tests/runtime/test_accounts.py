@@ -150,7 +150,7 @@ class World:
         known = Position.from_json(self.committed.position)
         self.taken = set(self.committed.taken)
         open_places = {entry: frozenset(places) for entry, (_, places) in known.open.items()}
-        self.reader = EntryReader(PLAN, tiny_config(), cast(Any, SimpleNamespace(folder=str)), None, open_places, 0)
+        self.reader = EntryReader(PLAN, tiny_config(), cast(Any, SimpleNamespace(load=object)), None, open_places, 0)
         self.coming, self.read_now = next_entries(known, 12), list[int]()
         self.ranks = [Position.from_json(self.committed.position) for _ in range(self.random.choice((1, 2, 3)))]
         self.held: list[list[tuple[int, int, int]]] = [[] for _ in self.ranks]
