@@ -191,7 +191,7 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: 
         raise MemoryError("no room")
 
     monkeypatch.setattr("ito_ray.data.prepare.job.fit", fails)
-    with pytest.raises(DataError, match=r"img.*png .*cannot be written \(unexpected_error: MemoryError: no room\)"):
+    with pytest.raises(DataError, match=r"img.*cannot be written \(unexpected_error: MemoryError: no room\)"):
         run(_coco(tmp_path))
 
 
