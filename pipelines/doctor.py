@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import psutil
@@ -231,7 +232,7 @@ def diagnose(options: Doctor, console: Console) -> int:
         wrong = wrong or not found["good"] or found["good"] < found["read"] * (1 - cfg.data.max_bad_fraction)
     if wrong:
         return 1
-    data = f" --data.train {' '.join(options.data)}" if options.data else ""
+    data = f" --data.train {' '.join(map(quote, options.data))}" if options.data else ""
     console.print(f"Next: python -m pipelines.train --recipe {options.recipe or 'icons_cpu'}{data}", soft_wrap=True)
     return 0
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -136,7 +137,9 @@ def _report(out: Path, manifest: dict[str, Any], speed: Speed | None, console: C
         console.print(f"Each dropped row with its reason: {out / 'rejected.parquet'}", soft_wrap=True)
     if manifest["dropped"].get("shard_unreadable"):
         console.print("Rows lost to a store that failed: the same command tries them again.")
-    console.print(f"Next: python -m pipelines.search index {out} --out {out.name}-index", soft_wrap=True)
+    console.print(
+        f"Next: python -m pipelines.search index {quote(str(out))} --out {quote(f'{out.name}-index')}", soft_wrap=True
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

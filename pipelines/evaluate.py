@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -146,7 +147,7 @@ def run(options: Evaluate, console: Console) -> Report:
     if options.run and store:
         console.print(f"Run   {_log(report, options, cfg, store)}", soft_wrap=True)
     console.print(f"Page  {page}", soft_wrap=True)
-    console.print(f"Next: python -m http.server --directory {options.out}", soft_wrap=True)
+    console.print(f"Next: python -m http.server --directory {quote(str(options.out))}", soft_wrap=True)
     return report
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import tyro
@@ -222,10 +223,10 @@ def _prepare_shards(options: Output, console: Console) -> None:
         console.print("If the table is not UTF-8: remove the folder, add --encoding, e.g. cp1252 or gb18030")
     if manifest["dropped"].get("duplicate_key") and isinstance(options, Shards) and options.keys == "own":
         console.print("If the keys begin anew in every shard, the pictures differ: remove the folder, add --keys shard")
-    heldout = f" --data.heldout {out / 'val'}" if manifest["written"]["val"] else ""
-    console.print(f"Next: python -m pipelines.doctor --data {out / 'train'}", soft_wrap=True)
+    heldout = f" --data.heldout {quote(str(out / 'val'))}" if manifest["written"]["val"] else ""
+    console.print(f"Next: python -m pipelines.doctor --data {quote(str(out / 'train'))}", soft_wrap=True)
     console.print(
-        f"then: python -m pipelines.train --recipe cc12m_vitb16 --data.train {out / 'train'}{heldout}",
+        f"then: python -m pipelines.train --recipe cc12m_vitb16 --data.train {quote(str(out / 'train'))}{heldout}",
         soft_wrap=True,
     )
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -117,8 +118,9 @@ def build_index(options: BuildIndex, console: Console) -> None:
         f"({time.perf_counter() - started:.1f} s); search: {way}, {facts['milliseconds']:.2f} ms a query",
         soft_wrap=True,
     )
-    console.print(f'Next: python -m pipelines.search query {options.out} "a red heart"', soft_wrap=True)
-    console.print(f"or: python -m pipelines.search query {options.out} --serve", soft_wrap=True)
+    out = quote(str(options.out))
+    console.print(f'Next: python -m pipelines.search query {out} "a red heart"', soft_wrap=True)
+    console.print(f"or: python -m pipelines.search query {out} --serve", soft_wrap=True)
 
 
 def query(options: Query, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ from ito_ray.evaluation.classes import read_class_table, read_templates
 from ito_ray.evaluation.sources import Labelled, Source, open_labelled, open_pairs, read
 from ito_ray.runtime.encoders import open_encoder
 from ito_ray.search.index import Index, build
+from pipelines import search
 from pipelines.evaluate import is_address
 from pipelines.models import find_model
 from tests.data.makers import good_tar, picture
@@ -206,3 +208,13 @@ def test_a_model_folder_may_be_called_like_an_address(
         open_encoder(name, batch=1)
     with pytest.raises(ConfigError, match=r"modules\.json"):
         find_model(name, "")
+
+
+def test_a_command_that_is_printed_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "a b [1]$x"
+    root.mkdir()
+    good_tar(root / "0.tar", 3)
+    embed(root / "embeddings", root / "0.tar")
+    assert search.main(["index", str(root / "embeddings"), "--out", str(root / "index")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next:")]
+    assert shlex.split(line)[1:6] == ["python", "-m", "pipelines.search", "query", str(root / "index")]
