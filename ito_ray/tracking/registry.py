@@ -256,7 +256,7 @@ def _upload(
                 artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id, run_id=run_id
             ),
             python_model=str(code),
-            artifacts={ENCODER: str(folder)},
+            artifacts={ENCODER: folder.absolute().as_uri()},  # a path would be unquoted: %20 in it
             signature=signature(),
             input_example=example(),
             model_config=SERVING,

@@ -31,12 +31,17 @@ def sqlite_uri(database: Path) -> str:
 
 
 def database_of(uri: str) -> Path:
-    """The file of a sqlite:/// address, absolute. One that is there by that very name is meant literally."""
+    """The file of a sqlite:/// address, absolute. File or folder that is there by that very name is meant literally."""
     literal = Path(uri.removeprefix(SCHEME))
     meant = Path(make_url(uri).database or "")
-    if literal.is_file() or (literal.parent.is_dir() and not meant.parent.is_dir()):
+    if literal.is_file() or _depth(literal) > _depth(meant):
         return literal.absolute()
     return meant.absolute()
+
+
+def _depth(path: Path) -> int:
+    """Parts of the path that are there."""
+    return next(len(one.parts) for one in (path.absolute(), *path.absolute().parents) if one.exists())
 
 
 @contextmanager

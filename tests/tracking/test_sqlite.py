@@ -40,6 +40,14 @@ def test_a_file_that_is_there_is_meant_literally(tmp_path: Path) -> None:
         assert database_of(f"sqlite:///{tmp_path / name / 'mlflow.db'}") == tmp_path / name / "mlflow.db"
 
 
+def test_a_folder_that_is_there_is_meant_literally(tmp_path: Path) -> None:
+    for name in ("what?", "a%20b"):
+        (tmp_path / name).mkdir()
+        database = tmp_path / name / "mlflow" / "mlflow.db"
+        assert database_of(f"sqlite:///{database}") == database
+    assert database_of(f"sqlite:///{tmp_path}/mlflow.db?mode=ro") == tmp_path / "mlflow.db"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("a b", "a%20b", "what?", "number#1"))
 def test_a_store_is_in_its_folder_and_nowhere_else(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
