@@ -119,7 +119,8 @@ class Monitor:
         before = self._tallies.get(entry, {})
         self._tallies[entry] = report.tallies
         self._total = added(without(self._total, before), report.tallies)
-        again = any(tally.dropped for tally in before.values())
+        # Of an open entry there may be rows on disk from a reading after the checkpoint that this launch goes on from.
+        again = entry in self._setup.open or any(tally.dropped for tally in before.values())
         self._quarantine.add(entry, report.lost, again=again)
         self._ray_metrics.rows(report.tallies, before)
 
