@@ -290,14 +290,17 @@ def _find(url: str, passed: PassedOver) -> tuple[list[Found] | None, bool]:
         below = [_below(one, passed) if is_folder(one) else [_found(one)] for one in matches]
         return (list(itertools.chain(*below)) if matches else None), False
     fs, path, to_url = _locate(url)
-    try:
-        entries, pattern = [fs.info(path)], False
-    except FileNotFoundError:
-        entries, pattern = list(fs.glob(path, detail=True).values()) if has_magic(path) else [], True
+    entries = list(fs.glob(path, detail=True).values()) if has_magic(path) else []  # one listing, as a rule
+    pattern = bool(entries)
+    if not pattern:
+        try:
+            entries = [fs.info(path)]
+        except FileNotFoundError:
+            return None, False
     if not pattern and entries[0]["type"] != "directory":
         return [_entry(entries[0], to_url)], True
     below = [_remote_files(fs, entry, to_url, passed) for entry in entries]
-    return (list(itertools.chain(*below)) if entries else None), False
+    return list(itertools.chain(*below)), False
 
 
 def _below(folder: str, passed: PassedOver | None = None) -> list[Found]:
