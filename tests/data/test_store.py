@@ -99,7 +99,7 @@ def test_a_shard_that_vanishes_is_not_waited_for(store: Store, name: str, monkey
 
 
 def test_held_out_pairs_are_waited_for_too_and_come_once_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ito_ray.data.tar._CHUNK", 4096)
+    monkeypatch.setattr("ito_ray.data.tar_members._CHUNK", 4096)
     monkeypatch.setattr("ito_ray.data.tar_members._CHUNK_BEYOND", 4096)
     asked = 0
 
@@ -144,7 +144,7 @@ def test_a_store_that_cannot_be_read_at_start_is_refused_in_a_sentence(store: St
 
 
 def test_rows_before_the_failure_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ito_ray.data.tar._CHUNK", 4096)
+    monkeypatch.setattr("ito_ray.data.tar_members._CHUNK", 4096)
     monkeypatch.setattr("ito_ray.data.tar_members._CHUNK_BEYOND", 4096)
     read = 0
 

@@ -71,10 +71,8 @@ def _options(found: Found, out: Path) -> Output:
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> SampleSpec:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_wordpiece(["some words to begin with"], 100, 12).save_pretrained(folder)
-    return SampleSpec(ViewsConfig(), 1, 16, PIXELS, str(folder), 12)
+def spec() -> SampleSpec:
+    return SampleSpec(ViewsConfig(), 1, 16, PIXELS, train_wordpiece(["some words to begin with"], 100, 12), 12)
 
 
 @FAST

@@ -19,7 +19,7 @@ from ito_ray.data.rows import read_patiently
 from ito_ray.data.samples import SampleSpec, make_block
 from ito_ray.data.shards import list_shards
 from ito_ray.data.survey import Reach, Survey
-from ito_ray.data.tokens import load_tokenizer, tokenize, train_wordpiece
+from ito_ray.data.tokens import tokenize, train_wordpiece
 from ito_ray.evaluation.sources import open_pairs, read
 from tests.data.prepare.makers import pixels, read_back
 from tests.data.prepare.makers import run as prepare
@@ -85,10 +85,10 @@ def test_doctor_counts_every_pair(given: Given) -> None:
     assert {caption for pair in survey.pairs for caption in pair.captions} == set(EXPECTED)
 
 
-def test_train_is_given_every_pair(given: Given, tmp_path: Path) -> None:
+def test_train_is_given_every_pair(given: Given) -> None:
     """The blocks of one pass hold the ids of every caption; the rows that they are made of, every pair."""
-    train_wordpiece(EXPECTED, 500, CONTEXT).save_pretrained(tmp_path)
-    spec = SampleSpec(ViewsConfig(count=1), 1, SIZE, 10**6, str(tmp_path), CONTEXT)
+    tokenizer = train_wordpiece(EXPECTED, 500, CONTEXT)
+    spec = SampleSpec(ViewsConfig(count=1), 1, SIZE, 10**6, tokenizer, CONTEXT)
     cfg = _config(given.address)
     shards = {"train": list_shards([given.address], field="data.train")}
     plan = make_plan(shards, {"train": 1.0}, rows_per_task=8, mix=2, seed=0)
@@ -101,7 +101,7 @@ def test_train_is_given_every_pair(given: Given, tmp_path: Path) -> None:
         block, report = make_block(pieces, spec, seed=0, entry=entry)
         lost |= set(report.tallies[0].dropped)
         ids |= {tuple(row[: lengths[0]]) for (row,), lengths in zip(block["ids"], block["lengths"], strict=True)}
-    tokens = tokenize(load_tokenizer(tmp_path), list(EXPECTED), CONTEXT)
+    tokens = tokenize(tokenizer, list(EXPECTED), CONTEXT)
     assert ids == {tuple(row[:length]) for row, length in zip(tokens.ids, tokens.lengths, strict=True)}
     assert lost == set(given.lost)
     _same(pairs)
