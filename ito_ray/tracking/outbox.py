@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ito_ray import strict_json
 from ito_ray.errors import TrackingError
 from ito_ray.redact import redact
 from ito_ray.tracking.run import Status, TrackedRun
@@ -106,7 +107,9 @@ class Outbox:
             with suppress(OSError):  # a full disk: the item still waits in memory
                 self._journal.parent.mkdir(parents=True, exist_ok=True)
                 with self._journal.open("a", encoding="utf-8") as file:
-                    file.write("\n" + json.dumps(item) + "\n")  # a kill or a full disk may have cut the line before
+                    file.write(
+                        "\n" + strict_json.dumps(item) + "\n"
+                    )  # a kill or a full disk may have cut the line before
             self._items.append(item)
             self._changed.notify_all()
 
@@ -159,7 +162,10 @@ def _read(journal: Path) -> list[Item]:
     found = []
     for line in filter(None, journal.read_text(encoding="utf-8", errors="replace").split("\n")):
         try:
-            found.append({**json.loads(line)})
-        except (ValueError, TypeError):
+            item = {**json.loads(line)}
+            if "metrics" in item:
+                item["metrics"] = strict_json.numbers(item["metrics"])
+            found.append(item)
+        except (ValueError, TypeError, AttributeError):
             _log.warning("%s: a line was cut short when it was written, and what it told is lost.", journal)
     return found

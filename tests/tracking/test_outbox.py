@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,19 @@ def test_a_line_that_was_cut_costs_no_other(
     assert Outbox(again, journal).finish()
     assert _curve(again) == [(1, 0.5), (2, 0.25), (3, 0.125)]
     assert ("was cut short" in caplog.text) == bool(tail.strip())
+
+
+def test_a_number_that_is_none_waits_as_null_and_is_told_as_it_was(output: Path, tmp_path: Path) -> None:
+    run = _opened(output / "nan")
+    run.client = Away(run.client, 10**6)  # type: ignore[assignment]
+    journal = tmp_path / "journal.jsonl"
+    Outbox(run, journal, retry_seconds=0.05).log(1, {LOSS: math.nan})
+    (line,) = filter(None, journal.read_text().split("\n"))
+    assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {LOSS: None}
+    after = _opened(output / "nan")
+    Outbox(after, journal, retry_seconds=0.05).require_delivered()
+    ((step, value),) = _curve(after)
+    assert step == 1 and math.isnan(value)
 
 
 def test_more_points_than_one_request_takes(output: Path) -> None:
