@@ -32,8 +32,8 @@ from tests.interop.strategies import FILES, File, parquets, tables, tars, write_
 PIXELS = 10**6
 Found = tuple[str, Path]
 """Kind of source as prepare calls it, and where it is."""
-FAST = settings(max_examples=60, suppress_health_check=list(HealthCheck))
-SLOW = settings(max_examples=12, suppress_health_check=list(HealthCheck))
+FAST = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+SLOW = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 
 
 def _folder(root: Path, files: list[File]) -> Found:

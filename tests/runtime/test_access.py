@@ -100,6 +100,15 @@ def _listening(processes: list[psutil.Process]) -> Iterator[Listening]:
                     yield Listening(name, found.laddr.ip, found.laddr.port)
 
 
+RECORDED = """
+import runpy
+from ray._private.parameter import RayParams
+RayParams.__init__.__defaults__ = tuple(0 if one == 52365 else one for one in RayParams.__init__.__defaults__)
+runpy.run_module("tests.runtime.recorded", run_name="__main__", alter_sys=True)
+"""
+"""Each Ray wants port 52365 for its agent, which goes without when another has it: here any port will do."""
+
+
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     """Trains until it is ended, with nothing about Ray in its environment."""
@@ -109,7 +118,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     cfg = small_config(folder, train={"workers": 2, "cpus_per_worker": 0.5})
     (folder / "run.yaml").write_text(to_yaml(cfg))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "tests.runtime.recorded", str(record), "2", "0", "--config"]
+    command = [sys.executable, "-c", RECORDED, str(record), "2", "0", "--config"]
     log = (folder / "log.txt").open("w")
     run = subprocess.Popen(
         [*command, str(folder / "run.yaml")], cwd=REPOSITORY, stdout=log, stderr=log, env=clean, start_new_session=True
