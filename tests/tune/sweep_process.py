@@ -47,3 +47,9 @@ def trial_drivers(pid: int) -> list[psutil.Process]:
     return [
         one for one in psutil.Process(pid).children(recursive=True) if one.cmdline()[:1] and DRIVER in one.cmdline()[0]
     ]
+
+
+def last_words(process: subprocess.Popen[str]) -> str:
+    """What a process that does not get on has printed; it is ended, or its reader would wait as long as it does."""
+    process.kill()
+    return process.communicate()[0][-3000:]

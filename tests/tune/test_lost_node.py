@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks.nodes import Nodes
-from tests.tune.sweep_process import start_search, two_points
+from tests.tune.sweep_process import last_words, start_search, two_points
 from tune.book import Book
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -37,7 +37,7 @@ def test_the_trial_of_a_lost_node_goes_on_elsewhere(tmp_path: Path) -> None:
         sweep = start_search(options, nodes.environment)
         deadline = time.monotonic() + 300
         while [key for key, trial in book().trials.items() if trial.curve] != KEYS:
-            assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()[0]
+            assert sweep.poll() is None and time.monotonic() < deadline, last_words(sweep)
             time.sleep(0.2)
         lost = next(node for node in nodes.cluster.worker_nodes if _trains(node))
         nodes.kill(lost)

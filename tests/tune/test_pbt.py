@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from ito_ray.config.load import to_yaml
 from ito_ray.runtime.shelf import name_of
 from tests.runtime.shards import small_config
-from tests.tune.sweep_process import start_search
+from tests.tune.sweep_process import last_words, start_search
 from tune.book import Book, Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -50,7 +50,7 @@ def _book(tmp: Path) -> Book:
 def _wait(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 600
     while not what():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, last_words(process)
         time.sleep(0.1)
 
 

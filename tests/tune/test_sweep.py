@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from ito_ray.config.load import to_yaml
 from tests.runtime.shards import small_config, write_shards
-from tests.tune.sweep_process import start_search, trial_drivers
+from tests.tune.sweep_process import last_words, start_search, trial_drivers
 from tune.book import TEST, Book
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -47,7 +47,7 @@ def _book(tmp: Path) -> Book:
 def _wait_for_evaluations(tmp: Path, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 900
     while sum(len(trial.curve) for trial in _book(tmp).trials.values()) < count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, last_words(process)
         time.sleep(0.2)
 
 
