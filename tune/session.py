@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -161,7 +162,8 @@ class _Session:
 
     def run(self) -> Result:
         options, book = self.options, self.book
-        desk_name = f"ito-desk-{self.maker.folder.name}"
+        # The desk of a session before, in the same Ray, may not be gone yet.
+        desk_name = f"ito-desk-{self.maker.folder.name}-{uuid.uuid4().hex[:8]}"
         rungs = Rungs(self.maker.every, self.cfg.train.steps, options.factor)
         stopping = Stopping(options.scheduler, rungs, self.objective)
         stopping.replay(trial for trials in book.points("search").values() for trial in trials)

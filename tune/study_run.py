@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -144,7 +145,7 @@ class _Session:
 
     def run(self, size: Size) -> None:
         """Seed by seed, so that a study that is cut short is whole as far as it goes."""
-        desk_name = f"ito-desk-{self.study.name}"
+        desk_name = f"ito-desk-{self.study.name}-{uuid.uuid4().hex[:8]}"
         never = Stopping("none", Rungs(self.maker.every, self.maker.base.train.steps, 2), OBJECTIVE)
         sweep = Sweep(self.book, Budget(), self._order, never, desk_name, open_desk(desk_name))
         points = {arm: point for point, arm in enumerate(self.study.arms, start=1)}
