@@ -9,10 +9,11 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import ray
+from ray._private.services import resolve_ip_for_localhost
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -97,8 +98,11 @@ def connect(*, verbose: bool) -> None:
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         environment = {"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}}
         address = os.environ["RAY_ADDRESS"]
-        with own_signals(), _refusals(f"The cluster at RAY_ADDRESS={address} cannot be joined"):
-            _require_answer(address)
+        with (
+            own_signals(),
+            _refusals(f"The cluster at RAY_ADDRESS={address} cannot be joined"),
+            loopback_only() if _answers_on_loopback_only(address) else nullcontext(),
+        ):
             ray.init(runtime_env=environment, logging_level=level, log_to_driver=verbose)
         return
     # Its processes inherit our environment; as a runtime_env each would start another Python first, a second of CPU.
@@ -134,11 +138,27 @@ def _require_short_folder() -> None:
     )
 
 
-def _require_answer(address: str) -> None:
-    """Ray itself asks a closed port for more than ten minutes."""
+def _answers_on_loopback_only(address: str) -> bool:
+    """Whether the head listens on the loopback interface only, as that of a Ray that this project starts does.
+
+    Ray replaces a loopback address by the machine's own, and asks a port that is closed there for more than ten
+    minutes.
+
+    Raises:
+        OSError: nothing listens at the address.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
+    if not host or not port.isdigit():  # `auto`: Ray knows where
+        return False
+    own = resolve_ip_for_localhost(host)
+    try:
+        socket.create_connection((own, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        if own == host:
+            raise
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        return True
+    return False
 
 
 @contextmanager

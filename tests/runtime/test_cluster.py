@@ -1,16 +1,28 @@
-"""Addresses at which there is no cluster."""
+"""Addresses at which there is a cluster, and at which there is none."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from ito_ray.errors import ClusterError
 from ito_ray.runtime import cluster
+from ito_ray.runtime.access import token_variables
 from ito_ray.runtime.cluster import connect
+
+JOIN = """
+import ray
+from ito_ray.runtime.cluster import connect
+
+connect(verbose=False)
+print(ray.get_runtime_context().get_node_id())
+"""
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +37,21 @@ def test_an_address_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ClusterError, match="RAY_ADDRESS=nonsense cannot be joined"):
         connect(verbose=False)
+
+
+@pytest.mark.slow
+def test_a_head_on_the_loopback_interface_is_joined(local_ray: None) -> None:
+    """Ray alone would look for it at the machine's own address, for more than ten minutes."""
+    address = ray.get_runtime_context().gcs_address
+    assert address.startswith("127.0.0.1:")
+    joined = subprocess.run(
+        [sys.executable, "-c", JOIN],
+        env={**os.environ, **token_variables(), "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert joined.stdout.split() == [ray.get_runtime_context().get_node_id()], joined.stderr
 
 
 def test_sockets_have_a_short_folder_whatever_tmpdir_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
