@@ -29,6 +29,8 @@ UNITS: Mapping[str, str] = MappingProxyType(
 )
 TYPO_RATES = (0.05, 0.1, 0.2)
 FRAMES = ("a photo of {}", "a picture that shows {}", "{}, an image", "this is {}")
+_AT_A_TIME = 1 << 22
+_LONGEST_JPEG = 65_500
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -39,13 +41,17 @@ def blur(image: Image.Image, key: str, strength: float) -> Image.Image:
 
 def noise(image: Image.Image, key: str, strength: float) -> Image.Image:
     """Gaussian, σ of values in 0 … 1; the key seeds it, so a sample gets the same noise in every process."""
-    pixels = np.asarray(image, dtype=np.float32)
-    drawn = np.random.default_rng(zlib.crc32(key.encode())).normal(0, 255 * strength, pixels.shape)
-    return Image.fromarray(np.clip(np.rint(pixels + drawn), 0, 255).astype(np.uint8))
+    pixels = np.array(image)
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    for part in np.array_split(pixels.reshape(-1), -(-pixels.size // _AT_A_TIME)):  # the noise is 8 bytes a value
+        part[:] = np.clip(np.rint(part + rng.normal(0, 255 * strength, part.shape)), 0, 255)
+    return Image.fromarray(pixels)
 
 
 def jpeg(image: Image.Image, key: str, strength: float) -> Image.Image:
-    """Compressed and decoded; strength = quality."""
+    """Compressed and decoded; strength = quality. One that is too long for a JPEG stays as it is."""
+    if max(image.size) > _LONGEST_JPEG:
+        return image
     out = io.BytesIO()
     image.save(out, "JPEG", quality=int(strength))
     return Image.open(out).convert("RGB")

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from ito_ray.config.schema import ColumnsConfig
+from ito_ray.data.decode import decode_rgb
+from ito_ray.data.file_kinds import IMAGE_EXTENSIONS
 from ito_ray.data.heldout import HeldoutReader
 from ito_ray.errors import DataError
-from tests.data.makers import good, good_tar, picture, write_tar
+from tests.data.makers import encoded, good, good_tar, noise, picture, write_tar
 
 
 def _reader(folder: Path, limit: int | None = None, max_pixels: int = 64_000_000) -> HeldoutReader:
@@ -51,3 +53,13 @@ def test_too_large_pictures_are_passed_over(tmp_path: Path) -> None:
 def test_the_message_names_the_field(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.heldout"):
         _reader(tmp_path)
+
+
+@pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
+def test_every_kind_of_image_is_found_in_a_tar(extension: str, tmp_path: Path) -> None:
+    kind = {"jpg": "JPEG", "jpeg": "JPEG", "jfif": "JPEG", "tif": "TIFF"}.get(extension, extension.upper())
+    data = encoded(Image.fromarray(noise(24, 16)), kind)
+    write_tar(tmp_path / "a.tar", [("s", {extension: data, "txt": b"a star"})])
+    reader = HeldoutReader([str(tmp_path / "a.tar")], ColumnsConfig(), max_pixels=1000, field="data.heldout")
+    [pair] = reader
+    assert pair.image.tobytes() == decode_rgb(data, max_pixels=1000).tobytes() and pair.captions == ("a star",)

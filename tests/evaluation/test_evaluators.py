@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 
@@ -96,6 +98,21 @@ def read_all(subject: Subject, which: str) -> Any:
     from ito_ray.evaluation.sources import read
 
     return read(subject.labels.source if which == "labelled" else subject.pair_source, limit=None, max_pixels=10**6)
+
+
+def test_noise_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = draw("red", "circle", size=50)
+    whole = np.asarray(robustness.noise(image, "key", 0.1))
+    drawn = np.random.default_rng(zlib.crc32(b"key")).normal(0, 25.5, whole.shape)
+    assert (whole == np.clip(np.rint(np.asarray(image) + drawn), 0, 255)).all()
+    monkeypatch.setattr(robustness, "_AT_A_TIME", 100)
+    assert (np.asarray(robustness.noise(image, "key", 0.1)) == whole).all()
+
+
+def test_every_change_takes_a_line_longer_than_a_jpeg_can_be() -> None:
+    line = Image.new("RGB", (2, 70_000), "red")
+    for name, change in robustness.image_changes().items():
+        assert change(line, "key").size == line.size, name
 
 
 def test_changes_are_the_same_in_every_process_and_keep_the_size() -> None:

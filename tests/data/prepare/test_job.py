@@ -295,7 +295,8 @@ def test_damaged_shards_lose_only_what_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending"), [("JPEG", "jpg"), ("WEBP", "jpg"), ("PNG", "png"), ("BMP", "png"), ("TIFF", "png")]
+    ("kind", "ending"),
+    [("JPEG", "jpg"), ("WEBP", "jpg"), ("AVIF", "jpg"), ("PNG", "png"), ("BMP", "png"), ("TIFF", "png")],
 )
 def test_long_pictures_are_made_smaller(kind: str, ending: str) -> None:
     data = encoded(Image.fromarray(noise(300, 150, seed=1)), kind)
@@ -307,6 +308,12 @@ def test_long_pictures_are_made_smaller(kind: str, ending: str) -> None:
     assert np.abs(np.asarray(image.convert("RGB"), int) - np.asarray(expected, int)).mean() < 6
     kept, _ = fit(encoded(expected, "JPEG"), Picture(100, 90, 10**6))
     assert kept == encoded(expected, "JPEG")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_an_image_that_fits_keeps_its_bytes(kind: str) -> None:
+    data = encoded(Image.fromarray(noise(60, 40)), kind)
+    assert fit(data, Picture(0, 90, 10**6)) == (data, "jpg" if kind == "JPEG" else kind.lower())
 
 
 def test_a_turned_photo_is_stored_upright_when_made_smaller() -> None:
