@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ito_ray.data import preprocess
-from ito_ray.data.file_kinds import what_it_is
+from ito_ray.data.file_kinds import no_image
 from ito_ray.data.preprocess import TooManyPixels, orientation
 from ito_ray.data.rows import BadSample
 
@@ -38,8 +38,11 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, TooManyPixels) as error:
         raise BadSample("too_many_pixels", str(error)[:120]) from error
     except Exception as error:  # damaged bytes make Pillow raise nearly anything: SyntaxError, struct.error, …
-        kind = what_it_is(data)
-        raise BadSample("image_unreadable", f"{kind}, no image that is read") if kind else _unreadable(error) from error
+        if kind := no_image(data):
+            raise BadSample("image_unreadable", kind) from error
+        if isinstance(error, UnidentifiedImageError):
+            raise BadSample("image_unreadable", f"not an image that is known, it begins {data[:8].hex(' ')}") from error
+        raise _unreadable(error) from error
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

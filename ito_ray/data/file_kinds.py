@@ -5,6 +5,8 @@ import binascii
 import json
 import re
 
+from PIL import features
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff")
 PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _HEAD = 4096
@@ -41,18 +43,29 @@ _STARTS = {
     b"\x7fELF": "a program",
     b"\xd0\xcf\x11\xe0": "a Microsoft Office document",
 }
+_AVIF = "an AVIF image"
 _BRANDS = {
-    "an AVIF image": {b"avif", b"avis"},
+    _AVIF: {b"avif", b"avis"},
     "a HEIC image": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
     "a Canon raw image": {b"crx "},
     "a QuickTime video": {b"qt  "},
 }
+_NETPBM = re.compile(rb"P[1-7]\s")
+_OTHER_IMAGES = ("image", "icon", "drawing", "texture", "Photoshop document", "GIMP document")
 _RIFF = {b"AVI ": "an AVI video", b"WAVE": "a WAV file"}
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp|file)://\S+$", re.IGNORECASE)
 
 
+def no_image(data: bytes) -> str | None:
+    """Why the bytes are no image: what they are instead; None for an image of a format that is read, and if unknown."""
+    kind = what_it_is(data)
+    if kind is None or (kind == _AVIF and features.check("avif")):
+        return None
+    return f"{kind}, which is not read" if kind.endswith(_OTHER_IMAGES) else f"{kind}, not an image"
+
+
 def what_it_is(data: bytes) -> str | None:
-    """What the bytes are, with an article; None for an image of a format that is read, and for what is not known."""
+    """What the bytes are, with an article."""
     if not data.strip(b"\0"):
         return f"{len(data)} zero bytes" if data else "no bytes at all"
     if data[4:8] == b"ftyp":
@@ -63,6 +76,8 @@ def what_it_is(data: bytes) -> str | None:
         return None
     if data[257:262] == b"ustar":
         return "a tar archive"
+    if _NETPBM.match(data):
+        return "a Netpbm image"
     start = next((kind for start, kind in _STARTS.items() if data.startswith(start)), None)
     return start or _text_kind(data)
 

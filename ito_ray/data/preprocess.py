@@ -160,4 +160,7 @@ def _may_turn(kind: bytes, body: bytes) -> bool:
         return rest[:1] == b"\0"  # not compressed
     if keyword != b"Raw profile type exif" or kind == b"iTXt":
         return False
-    return kind == b"tEXt" or len(zlib.decompressobj().decompress(rest[1:], _MOST_TEXT)) < _MOST_TEXT
+    try:
+        return kind == b"tEXt" or len(zlib.decompressobj().decompress(rest[1:], _MOST_TEXT)) < _MOST_TEXT
+    except zlib.error:
+        return False

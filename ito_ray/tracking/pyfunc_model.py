@@ -32,7 +32,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image
 
-from ito_ray.data.file_kinds import what_it_is
+from ito_ray.data.file_kinds import no_image
 from ito_ray.data.preprocess import TooManyPixels, clean_text, middle_square, open_image, to_rgb
 
 MAX_BATCH = 1024
@@ -208,7 +208,7 @@ class ImageTextEncoder(PythonModel):
         except (TooManyPixels, Image.DecompressionBombError) as error:
             raise RowError(f"image of too many pixels ({error}).") from error
         except Exception as error:  # a broken file makes Pillow raise almost anything
-            kind = what_it_is(data) or f"{type(error).__name__}, {len(data)} bytes"
+            kind = no_image(data) or f"{type(error).__name__}, {len(data)} bytes"
             raise RowError(f"image cannot be read ({kind}).") from error
 
 

@@ -155,5 +155,8 @@ def _chunks(colour: Image.Image) -> dict[str, bytes]:
         "long_international_text.png": with_chunks(data, png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + text)),
         "long_profile.png": with_chunks(data, png_chunk(b"iCCP", b"wide\0\0" + profile)),
         "many_texts.png": with_chunks(data, *[png_chunk(b"tEXt", b"k\0" + bytes([65]) * (1 << 20))] * 70),
+        "broken_text.png": with_chunks(data, png_chunk(b"zTXt", b"Raw profile type exif\0\0no zlib")),
+        "no_hexadecimal.png": with_chunks(data, png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 3\nxyz\n")),
+        "empty_texts.png": with_chunks(data, *(png_chunk(kind, b"") for kind in (b"zTXt", b"iTXt", b"tEXt", b"iCCP"))),
         "late_exif.png": with_chunks(data, png_chunk(b"eXIf", late.getvalue().removeprefix(b"Exif\0\0")), late=True),
     }
