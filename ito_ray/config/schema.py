@@ -62,6 +62,8 @@ class ColumnsConfig(Section):
     key: tuple[str, ...] = ("key", "__key__", "id", "uid")
     image: tuple[str, ...] = ("image", "jpg", "png", "jpeg", "webp", "image_bytes")
     captions: tuple[str, ...] = ("captions", "caption", "text", "txt", "TEXT")
+    meta: tuple[str, ...] = ("meta",)
+    """The Parquet column whose structure or JSON object becomes meta data; text that is neither is kept as it is."""
     key_ends: KeyEnds = "auto"
     """Where the key ends in a tar's names: at the first dot as in WebDataset (000.seg.png), at the last (IMG 1.02.jpg),
     or as the archive's names are understood (docs/data.md)."""

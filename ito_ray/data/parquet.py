@@ -7,7 +7,7 @@ second half of a row group means passing over the first: write row groups of abo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, BinaryIO
@@ -20,6 +20,8 @@ from ito_ray.config.schema import ColumnsConfig
 _BATCH = 64
 """Rows decoded at a time: what a damaged page costs at most beyond itself."""
 _READ_BYTES = 1 << 20
+DOCUMENT = "json"
+"""The column that Hugging Face's export of a WebDataset makes of KEY.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class ParquetRow:
     image: Any = None
     captions: Any = None
     """The column's value; with `captions_from` a mapping of column to value."""
+    document: dict[str, Any] = field(default_factory=dict)
+    """What KEY.json would hold in a tar: captions and meta data."""
     meta: dict[str, Any] = field(default_factory=dict)
     bad: str | None = None
     detail: str = ""
@@ -37,23 +41,21 @@ class ParquetRow:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Names of the columns that the file has for each role."""
+    """Names of the columns that the file has for each role; of images or captions the first that a row fills counts."""
 
     key: str | None
-    image: str | None
-    captions: str | None
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
     meta: str | None
+    document: str | None
     scalars: tuple[str, ...]
     named: tuple[str, ...]
     """Columns that `captions_from` asks for."""
 
     @property
     def all(self) -> list[str]:
-        return [
-            name
-            for name in (self.key, self.image, self.captions, self.meta, *self.scalars, *self.named)
-            if name is not None
-        ]
+        single = (name for name in (self.key, self.meta, self.document) if name is not None)
+        return list(dict.fromkeys([*single, *self.images, *self.captions, *self.scalars, *self.named]))
 
 
 def count_rows(file: BinaryIO) -> int:
@@ -91,7 +93,7 @@ def read_parquet(file: BinaryIO, part: int, parts: int, columns: ColumnsConfig) 
         source = pq.ParquetFile(file, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
         names = _find(source.schema_arrow, columns)
         groups = [int(source.metadata.row_group(group).num_rows) for group in range(source.num_row_groups)]
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # damaged pages make Arrow, and what they hold makes Python, raise nearly anything
         _raise_if_io(error)
         if part == 0:
             yield ParquetRow("", bad="parquet_unreadable", detail=_brief(error))
@@ -117,31 +119,55 @@ def _read_group(
             at += batch.num_rows
             if at >= last:
                 return
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # damaged pages make Arrow, and what they hold makes Python, raise nearly anything
         _raise_if_io(error)
         for row in range(first, last):
             yield ParquetRow(f"row {row}", bad="parquet_unreadable", detail=f"row group {group}: {_brief(error)}")
 
 
 def _rows(batch: pa.RecordBatch, at: int, names: _Columns) -> Iterator[ParquetRow]:
-    def column(name: str | None) -> list[Any]:
-        return [None] * batch.num_rows if name is None else values_of(batch.column(name))
-
-    keys, images, captions, metas = map(column, (names.key, names.image, names.captions, names.meta))
-    scalars = [column(name) for name in names.scalars]
-    if names.named:
-        values = zip(*map(column, names.named), strict=True)
-        captions = [dict(zip(names.named, one, strict=True)) for one in values]
+    columns = {name: values_of(batch.column(name)) for name in names.all}
     for index in range(batch.num_rows):
-        key = f"row {at + index}" if keys[index] is None else str(keys[index])
-        meta = {name: values[index] for name, values in zip(names.scalars, scalars, strict=True)}
-        if metas[index] is not None:
-            try:
-                meta |= _object(metas[index])
-            except (ValueError, RecursionError) as error:
-                yield ParquetRow(key, bad="bad_json", detail=f"column {names.meta!r}: {_brief(error)}")
-                continue
-        yield ParquetRow(key, images[index], captions[index], meta)
+        values = {name: column[index] for name, column in columns.items()}
+        key = values[names.key] if names.key else None
+        number = f"row {at + index}"
+        if isinstance(key, Unreadable):
+            yield ParquetRow(number, bad="unexpected_error", detail=f"column {names.key!r}: {key.error}")
+            continue
+        try:
+            document = _object(values, names.document)
+            meta = {name: values[name] for name in names.scalars} | _object(values, names.meta)
+        except (ValueError, RecursionError) as error:
+            yield ParquetRow(_key(key, number), bad="bad_json", detail=_brief(error))
+            continue
+        captions: Any = {name: values[name] for name in names.named}
+        if not captions:
+            captions = _first([values[name] for name in names.captions], _says_something)
+        image = _first([values[name] for name in names.images], _has_content)
+        yield ParquetRow(_key(key, number), image, captions, document, meta)
+
+
+def _key(value: Any, number: str) -> str:
+    if value is None:
+        return number
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _first(values: Sequence[Any], accept: Callable[[Any], bool]) -> Any:
+    """The first value that will do, else the first that there is."""
+    there = [value for value in values if value is not None]
+    return next(filter(accept, there), there[0] if there else None)
+
+
+def _has_content(image: Any) -> bool:
+    data = image.get("bytes") if isinstance(image, dict) else image
+    return isinstance(data, bytes) and bool(data)
+
+
+def _says_something(captions: Any) -> bool:
+    if isinstance(captions, list):
+        return any(map(_says_something, captions))
+    return captions is not None and captions != ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,31 +203,58 @@ def _value(item: pa.Scalar) -> Any:
         return Unreadable(_brief(error))
 
 
-def _object(text: str | bytes) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"an object is expected, not {type(value).__name__}")
-    return value
+def _object(values: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """The fields of a structure or JSON object; text that is neither, and does not look like one, stays under its name.
+
+    Raises:
+        ValueError, RecursionError: broken JSON.
+    """
+    value = values[name] if name else None
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return {field: one for field, one in value.items() if one is not None}
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return {str(name): value}
+    try:
+        fields: dict[str, Any] = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"column {name!r}: {error}") from error
+    return fields
 
 
 def _find(schema: pa.Schema, columns: ColumnsConfig) -> _Columns:
-    key, image, captions = (
-        next((name for name in names if name in schema.names), None)
-        for names in (columns.key, columns.image, columns.captions)
-    )
-    named = tuple(name for name in columns.captions_from if name in schema.names)
-    if columns.captions_from:
-        captions = None
-    meta = "meta" if "meta" in schema.names and pa.types.is_string(schema.field("meta").type) else None
-    taken = {key, image, captions, meta, *named}
-    scalars = tuple(entry.name for entry in schema if entry.name not in taken and _is_scalar(entry.type))
-    return _Columns(key, image, captions, meta, scalars, named)
+    types = dict(zip(schema.names, schema.types, strict=True))
+
+    def there(*names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in types)
+
+    key = next(iter(there(*columns.key)), None)
+    named = there(*columns.captions_from)
+    captions = () if columns.captions_from else there(*columns.captions)
+    images = there(*columns.image)
+    meta = next((name for name in there(*columns.meta) if _may_be_object(types[name])), None)
+    used = {key, meta, *images, *captions, *named}
+    document = next((name for name in there(DOCUMENT) if name not in used and _may_be_object(types[name])), None)
+    taken = {*used, document}
+    scalars = tuple(name for name, kind in types.items() if name not in taken and _is_scalar(kind))
+    return _Columns(key, images, captions, meta, document, scalars, named)
+
+
+def _may_be_object(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) or _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view))
 
 
 def _is_scalar(kind: pa.DataType) -> bool:
     types = pa.types
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
-    return any(test(kind) for test in tests)
+    return _is_text(kind) or any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean))
 
 
 def _boundary(edges: Sequence[int], cut: int, parts: int) -> int:

@@ -16,7 +16,6 @@ import io
 import itertools
 import json
 import random
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -40,8 +39,6 @@ Needs = Literal["pair", "image", "text"]
 """What makes a row good. `image`: captions are taken where they can be read; `text`: the image is not looked at."""
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 """Waits between attempts to read a piece, give or take a half; the store's library has tried a few times by itself."""
-_MAY_HOLD_SURROGATES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
-"""Of a JSON document: escapes or bytes that may give halves of surrogate pairs."""
 
 
 class BadSample(Exception):
@@ -256,18 +253,27 @@ def _tar_texts(sample: TarSample, fields: Mapping[str, float]) -> tuple[Groups, 
     document = _member(sample.members, ("json",))
     meta = _document(document) if document is not None else {}
     if not fields:
-        found = [] if text is None else [text]
-        for name in ("captions", "caption", "text"):
-            found += listed(meta.pop(name, None))
-        groups: Groups = [(1.0, found)]
+        groups: Groups = [(1.0, [*listed(text), *_captions_of(meta)])]
     else:
         groups = [
             (chance, [text] if name == "txt" and text is not None else listed(meta.pop(name, None)))
             for name, chance in fields.items()
         ]
-    if document is not None and _MAY_HOLD_SURROGATES.search(document):
-        meta = json.loads(json.dumps(meta, ensure_ascii=False).encode("utf-8", "replace"))
-    return groups, meta
+    return groups, _storable(meta)
+
+
+def _captions_of(document: dict[str, Any]) -> list[Any]:
+    """Takes the captions out of a sample's json; what is left is its meta data."""
+    return [one for name in ("captions", "caption", "text") for one in listed(document.pop(name, None))]
+
+
+def _storable(value: Any) -> Any:
+    """The value with `?` for halves of surrogate pairs, which no file can hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_storable(name): _storable(one) for name, one in value.items()}
+    return [_storable(one) for one in value] if isinstance(value, list) else value
 
 
 def _document(data: bytes) -> dict[str, Any]:
@@ -281,10 +287,15 @@ def _document(data: bytes) -> dict[str, Any]:
 
 
 def _parquet_texts(row: ParquetRow, fields: Mapping[str, float]) -> tuple[Groups, dict[str, Any]]:
+    document = dict(row.document)
     if not fields:
-        return [(1.0, listed(row.captions))], row.meta
-    values = row.captions or {}
-    return [(chance, listed(values.get(name))) for name, chance in fields.items()], row.meta
+        groups: Groups = [(1.0, [*listed(row.captions), *_captions_of(document)])]
+    else:
+        values = row.captions or {}
+        groups = [
+            (chance, [*listed(values.get(name)), *listed(document.pop(name, None))]) for name, chance in fields.items()
+        ]
+    return groups, _storable({**row.meta, **document})
 
 
 def _member(members: dict[str, bytes], extensions: Sequence[str]) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from ito_ray.config.schema import ColumnsConfig
 from ito_ray.data.plan import Piece
 from ito_ray.data.rows import Row, read_piece
-from tests.data.makers import damage, picture
+from tests.data.makers import damage, picture, write_tar
 
 
 def _write(path: Path, columns: dict[str, Any], *, group: int = 4) -> Path:
@@ -144,3 +145,150 @@ def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path, parts: int) -> N
 def test_a_failing_disk_is_no_bad_data(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         _read(tmp_path / "gone.parquet")
+
+
+TEXT_TYPES = [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+    pa.dictionary(pa.int8(), pa.large_string()),
+]
+BYTES_TYPES = [
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.binary(3),
+    pa.struct([("bytes", pa.large_binary()), ("path", pa.string_view())]),
+]
+
+
+def _as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
+@pytest.mark.parametrize("listed", [None, pa.list_, pa.large_list], ids=["plain", "list", "large_list"])
+def test_every_type_of_text(tmp_path: Path, kind: pa.DataType, listed: Any) -> None:
+    captions = _as(["one", None, "two", "one"], kind)
+    if listed is pa.list_:
+        captions = pa.ListArray.from_arrays([0, 1, 2, 3, 4], captions)
+    if listed is pa.large_list:
+        captions = pa.LargeListArray.from_arrays(pa.array([0, 1, 2, 3, 4], pa.int64()), captions)
+    columns = {
+        "key": _as(["a", "b", "c", "d"], kind),
+        "image": [b"x"] * 4,
+        "caption": captions,
+        "meta": _as(['{"n": 1}', None, "{}", '{"n": 2}'], kind),
+        "split": _as(["train", "val", None, "val"], kind),
+    }
+    rows = _read(_write(tmp_path / "a.parquet", columns))
+    assert [(row.key, row.captions, row.bad) for row in rows] == [
+        ("a", ("one",), None),
+        ("b", (), "missing_caption"),
+        ("c", ("two",), None),
+        ("d", ("one",), None),
+    ]
+    assert [row.meta for row in rows if row.bad is None] == [
+        {"split": "train", "n": 1},
+        {"split": None},
+        {"split": "val", "n": 2},
+    ]
+
+
+@pytest.mark.parametrize("kind", BYTES_TYPES, ids=str)
+def test_every_type_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
+    values: list[Any] = [b"abc", None, b"def"]
+    if pa.types.is_struct(kind):
+        values = [value and {"bytes": value, "path": "x.jpg"} for value in values]
+    rows = _read(_write(tmp_path / "a.parquet", {"image": pa.array(values, kind), "caption": ["one"] * 3}))
+    assert [(row.image, row.bad) for row in rows] == [(b"abc", None), (None, "missing_image"), (b"def", None)]
+
+
+def test_images_and_captions_in_whichever_column_is_filled(tmp_path: Path) -> None:
+    columns = {
+        "jpg": [b"one", None, b"", None],
+        "png": pa.array(
+            [{"bytes": None}, {"bytes": b"two"}, {"bytes": b"three"}, None], pa.struct([("bytes", "binary")])
+        ),
+        "caption": ["a", None, "", "d"],
+        "text": ["b", "b", "c", None],
+    }
+    rows = _read(_write(tmp_path / "a.parquet", columns))
+    assert [(row.image, row.captions, row.bad) for row in rows] == [
+        (b"one", ("a",), None),
+        (b"two", ("b",), None),
+        (b"three", ("c",), None),
+        (None, (), "missing_image"),
+    ]
+
+
+def test_a_column_of_addresses_beside_one_of_bytes(tmp_path: Path) -> None:
+    (row,) = _read(_write(tmp_path / "a.parquet", {"image": ["cat.jpg"], "jpg": [b"x"], "caption": ["a"]}))
+    assert (row.image, row.bad) == (b"x", None)
+
+
+def test_meta_that_is_text(tmp_path: Path) -> None:
+    texts = ["a note", "5", '["a"]', '{"n": 1}', '{"n": ', None]
+    columns = {"image": [b"x"] * 6, "caption": ["a"] * 6, "meta": texts, "notes": [*texts[:4], '{"m": 2}', None]}
+    path = _write(tmp_path / "a.parquet", columns)
+    rows = _read(path)
+    assert [row.bad for row in rows] == [None] * 4 + ["bad_json", None]
+    assert [row.meta["meta"] for row in rows[:3]] == texts[:3] and rows[3].meta == {"n": 1, "notes": '{"n": 1}'}
+    rows = _read(path, columns=ColumnsConfig(meta=()))
+    assert [row.meta["meta"] for row in rows] == texts
+    rows = _read(path, columns=ColumnsConfig(meta=("notes",)))
+    assert [row.meta for row in rows][4:] == [{"meta": '{"n": ', "m": 2}, {"meta": None}]
+
+
+def test_lists_of_lists(tmp_path: Path) -> None:
+    captions = pa.array([[["a", "b"], ["c"]], [[], None], None], pa.list_(pa.large_list(pa.large_string())))
+    rows = _read(_write(tmp_path / "a.parquet", {"image": [b"x"] * 3, "captions": captions}))
+    assert [(row.captions, row.bad) for row in rows] == [
+        (("a", "b", "c"), None),
+        ((), "missing_caption"),
+        ((), "missing_caption"),
+    ]
+
+
+def test_a_time_that_python_does_not_know_costs_one_row(tmp_path: Path) -> None:
+    times = pa.array([0, 400_000_000_000_000, 1], pa.timestamp("s"))
+    rows = _read(_write(tmp_path / "a.parquet", {"id": times, "image": [b"x"] * 3, "caption": ["a"] * 3}))
+    assert [(row.key, row.bad) for row in rows] == [
+        ("1970-01-01 00:00:00", None),
+        ("row 1", "unexpected_error"),
+        ("1970-01-01 00:00:01", None),
+    ]
+    assert "column 'id'" in rows[1].detail
+    rows = _read(_write(tmp_path / "b.parquet", {"taken": times, "image": [b"x"] * 3, "caption": ["a"] * 3}))
+    assert [row.bad for row in rows] == [None] * 3
+    rows = _read(_write(tmp_path / "c.parquet", {"image": [b"x"] * 3, "caption": times}))
+    assert [row.bad for row in rows] == ["missing_caption"] * 3
+
+
+def test_one_name_for_two_columns_is_a_reason(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], ["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    (row,) = _read(tmp_path / "a.parquet")
+    assert row.bad == "parquet_unreadable" and "caption" in row.detail
+
+
+def test_what_datasets_makes_of_a_tar_reads_as_the_tar(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    samples = [
+        ("a", {"png": picture(0), "txt": b"one", "json": b'{"caption": "two", "width": 3}'}),
+        ("b", {"png": picture(1), "txt": b"three", "json": b'{"caption": null, "width": 4}'}),
+    ]
+    write_tar(tmp_path / "a.tar", samples)
+    found = datasets.load_dataset(
+        "webdataset", data_files=str(tmp_path / "a.tar"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    found.to_parquet(str(tmp_path / "a.parquet"))
+    tar, parquet = (_read(tmp_path / name) for name in ("a.tar", "a.parquet"))
+    assert [(row.key, row.captions, row.image, row.bad) for row in parquet] == [
+        (row.key, row.captions, row.image, row.bad) for row in tar
+    ]
+    assert [row.captions for row in parquet] == [("one", "two"), ("three",)]
+    assert [row.meta["width"] for row in parquet] == [3, 4]
