@@ -19,9 +19,18 @@ from ito_ray.config.schema import (
 )
 from ito_ray.errors import ConfigError, did_you_mean
 
+CC3M_PAIRS = 2_905_954
+"""`--train-num-samples` of the authors' CC3M script (for SigLIP) and OpenCLIP's count."""
+CC12M_PAIRS = 10_968_539
+"""`--train-num-samples` of the authors' script."""
+YFCC15M_PAIRS = 14_082_031
+"""`--train-num-samples` of the authors' script."""
+DATACOMP_1B_PAIRS = 1_387_173_656
+"""Rows of the published metadata. A download has fewer; how many the authors had is not published."""
+
 
 def cc12m_vitb16() -> Config:
-    """The paper's ViT-B/16 on CC12M: 30 passes over 10.9 M pairs.
+    """The paper's ViT-B/16 on CC12M: 30 passes, all settings as in the authors' script `train_cc12m.sh`.
 
     python -m pipelines.train --recipe cc12m_vitb16 --data.train 's3://BUCKET/cc12m/{00000..01242}.tar' \\
         --data.heldout 's3://BUCKET/cc12m-val/{0000..0009}.tar'
@@ -37,14 +46,16 @@ def cc12m_vitb16() -> Config:
         method=MethodConfig(name="ito", fusion_weight=2.0, fusion=FusionConfig(layers=2, heads=8)),
         optim=OptimConfig(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, warmup_steps=10_000),
         train=TrainConfig(
-            steps=30 * 10_900_000 // 2048, global_batch=2048, workers=8, gpu=True, cpus_per_worker=2, log_every=100
+            steps=30 * CC12M_PAIRS // 2048, global_batch=2048, workers=8, gpu=True, cpus_per_worker=2, log_every=100
         ),
         eval=EvalConfig(every=5000, max_samples=5000, cpus=4),
     )
 
 
 def yfcc15m_vitb16() -> Config:
-    """The paper's ViT-B/16 on YFCC15M: batch and learning rate doubled and tripled.
+    """The paper's ViT-B/16 on YFCC15M: CC12M's with twice the batch and three times the learning rate, 30 passes.
+
+    All settings are those of the authors' script `train_yfcc15m.sh`.
 
     python -m pipelines.train --recipe yfcc15m_vitb16 --data.train 's3://BUCKET/yfcc15m/{00000..01500}.tar' \\
         --data.heldout 's3://BUCKET/yfcc15m-val/{0000..0009}.tar'
@@ -54,7 +65,61 @@ def yfcc15m_vitb16() -> Config:
         update={
             "name": "yfcc15m_vitb16",
             "optim": base.optim.model_copy(update={"lr": 3e-3}),
-            "train": base.train.model_copy(update={"global_batch": 4096, "steps": 30 * 15_000_000 // 4096}),
+            "train": base.train.model_copy(update={"global_batch": 4096, "steps": 30 * YFCC15M_PAIRS // 4096}),
+        }
+    )
+
+
+def cc3m_vitb16() -> Config:
+    """The paper's ViT-B/16 on CC3M, as far as it is published.
+
+    Published: model, λ, views, 30 passes. Not published for ITO on CC3M: batch, learning rate and warm-up. They are those
+    of CC12M here, which the authors' SigLIP baseline on CC3M used too.
+
+    python -m pipelines.train --recipe cc3m_vitb16 --data.train 's3://BUCKET/cc3m/{00000..00331}.tar' \\
+        --data.heldout 's3://BUCKET/cc3m-val/{0000..0001}.tar'
+    """
+    base = cc12m_vitb16()
+    train = base.train.model_copy(update={"steps": 30 * CC3M_PAIRS // base.train.global_batch})
+    return base.model_copy(update={"name": "cc3m_vitb16", "train": train})
+
+
+def datacomp1b_vitb16() -> Config:
+    """The paper's ViT-B/16 on DataComp-1B, one pass, as far as it is published.
+
+    Published: model, λ, views, one pass (a second model: ten). Not published: number of pairs that the authors had,
+    batch, learning rate and warm-up. The learning rate is read off the name of a checkpoint in the authors' repository
+    (`ito_datacomp1b_a2_lr5e4`); batch and warm-up are those of YFCC15M, a choice of ours. Set train.steps to your pairs
+    divided by train.global_batch.
+
+    python -m pipelines.train --recipe datacomp1b_vitb16 --data.train 's3://BUCKET/datacomp/{00000..13871}.tar' \\
+        --data.heldout 's3://BUCKET/datacomp-val/{0000..0009}.tar'
+    """
+    base = yfcc15m_vitb16()
+    train = base.train.model_copy(update={"steps": DATACOMP_1B_PAIRS // base.train.global_batch})
+    optim = base.optim.model_copy(update={"lr": 5e-4})
+    return base.model_copy(update={"name": "datacomp1b_vitb16", "optim": optim, "train": train})
+
+
+def datacomp1b_vitl16() -> Config:
+    """The paper's ViT-L/16 on DataComp-1B, one pass, as far as it is published.
+
+    Published: ViT-L/16, λ, views, one pass. Not published: everything else of the training, which is that of
+    `datacomp1b_vitb16`, and the towers' sizes, which are those of OpenCLIP's ViT-L-16.
+
+    python -m pipelines.train --recipe datacomp1b_vitl16 --data.train 's3://BUCKET/datacomp/{00000..13871}.tar' \\
+        --data.heldout 's3://BUCKET/datacomp-val/{0000..0009}.tar'
+    """
+    base = datacomp1b_vitb16()
+    # timm has no CLIP-like ViT-L/16 of its own: its ViT-L/14 with other patches is one.
+    image = base.model.image.model_copy(update={"name": "vit_large_patch14_clip_224", "kwargs": {"patch_size": 16}})
+    text = base.model.text.model_copy(update={"width": 768, "heads": 12})
+    fusion = base.method.fusion.model_copy(update={"heads": 12})
+    return base.model_copy(
+        update={
+            "name": "datacomp1b_vitl16",
+            "model": ModelConfig(image=image, text=text, embed_dim=768),
+            "method": base.method.model_copy(update={"fusion": fusion}),
         }
     )
 
@@ -136,7 +201,16 @@ def icons_cpu_long() -> Config:
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
-    recipe.__name__: recipe for recipe in (icons_cpu, icons_cpu_long, cc12m_vitb16, yfcc15m_vitb16)
+    recipe.__name__: recipe
+    for recipe in (
+        icons_cpu,
+        icons_cpu_long,
+        cc3m_vitb16,
+        cc12m_vitb16,
+        yfcc15m_vitb16,
+        datacomp1b_vitb16,
+        datacomp1b_vitl16,
+    )
 }
 
 

@@ -47,6 +47,32 @@ def test_the_papers_recipes_differ_where_the_paper_says() -> None:
     assert yfcc.model == cc12m.model
 
 
+@pytest.mark.parametrize(
+    ("name", "pairs", "batch", "passes"),
+    [
+        ("cc3m_vitb16", 2_905_954, 2048, 30),
+        ("cc12m_vitb16", 10_968_539, 2048, 30),
+        ("yfcc15m_vitb16", 14_082_031, 4096, 30),
+        ("datacomp1b_vitb16", 1_387_173_656, 4096, 1),
+        ("datacomp1b_vitl16", 1_387_173_656, 4096, 1),
+    ],
+)
+def test_the_papers_recipes_take_the_steps_of_their_passes(name: str, pairs: int, batch: int, passes: int) -> None:
+    train = recipe(name).train
+    assert train.global_batch == batch
+    assert train.steps * batch <= passes * pairs < (train.steps + 1) * batch
+
+
+def test_what_is_not_published_of_a_recipe_is_said_in_its_docstring() -> None:
+    for name in ("cc3m_vitb16", "datacomp1b_vitb16", "datacomp1b_vitl16"):
+        assert "Not published" in str(RECIPES[name].__doc__), name
+    cc3m, cc12m = recipe("cc3m_vitb16"), recipe("cc12m_vitb16")
+    assert (cc3m.optim, cc3m.model, cc3m.method) == (cc12m.optim, cc12m.model, cc12m.method)
+    base, large = recipe("datacomp1b_vitb16"), recipe("datacomp1b_vitl16")
+    assert base.optim == recipe("yfcc15m_vitb16").optim.model_copy(update={"lr": 5e-4})
+    assert (large.optim, large.train, large.data) == (base.optim, base.train, base.data)
+
+
 def test_tuples_and_json_from_the_command_line() -> None:
     cfg = _parse("--data.train", "a.tar", "b.tar", "--model.image.kwargs", '{"depth": 3}')
     assert cfg.data.train == ("a.tar", "b.tar")

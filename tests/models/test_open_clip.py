@@ -13,6 +13,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
+from ito_ray.config.recipes import recipe
 from ito_ray.config.schema import ImageTowerConfig, ModelConfig, TextTowerConfig
 from ito_ray.errors import ExportError
 from ito_ray.losses.contrastive import info_nce
@@ -196,3 +197,13 @@ def test_initial_weights_are_distributed_as_open_clips() -> None:
 def _kurtosis(values: Tensor) -> float:
     centred = values - values.mean()
     return float(centred.pow(4).mean() / centred.pow(2).mean().pow(2))
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("cc12m_vitb16", "ViT-B-16"), ("datacomp1b_vitl16", "ViT-L-16")])
+def test_the_papers_recipes_have_the_towers_of_openclip(name: str, theirs: str) -> None:
+    with torch.device("meta"):  # sizes are all that counts
+        ours = open_clip_config(DualEncoder(recipe(name).model, Vocabulary(49_408)))
+    expected = open_clip.get_model_config(theirs)
+    assert ours["embed_dim"] == expected["embed_dim"]
+    for tower in ("vision_cfg", "text_cfg"):
+        assert expected[tower] == {field: ours[tower][field] for field in expected[tower]}
