@@ -11,6 +11,8 @@ TWO_BY_FILE := -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
+# mkdocs-material ends in May 2027; its successor reads the same mkdocs.yml.
+export NO_MKDOCS_2_WARNING := 1
 
 $(IMG2DATASET)/.installed: Makefile
 	@$(PYTHON) -m venv $(IMG2DATASET)
@@ -18,7 +20,7 @@ $(IMG2DATASET)/.installed: Makefile
 	    || { tail -n 20 $(IMG2DATASET)/install.log; exit 1; }
 	@touch $@
 
-.PHONY: help demo demo-long submit test test-cluster test-fast lint format audit clean
+.PHONY: help configuration docs demo demo-long submit test test-cluster test-fast lint format audit clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -28,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' > $(VENV)/install.log 2>&1 \
 	    || { tail -n 20 $(VENV)/install.log; exit 1; }
 	@touch $@
+
+configuration: $(STAMP) ## renew docs/configuration.md, the reference of all fields
+	@$(BIN)/python -m ito_ray.config.reference docs/configuration.md
 
 demo: $(STAMP)   ## the main job in a few minutes: data, training, registry, gallery
 	@$(BIN)/python -m pipelines.demo
@@ -58,6 +63,9 @@ lint: $(STAMP)   ## formatting, types, import rules, secrets
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff format -q .
 	@$(BIN)/ruff check --fix -q .
+
+docs: $(STAMP)   ## the site in site/, links and anchors checked
+	@$(BIN)/mkdocs build --strict --quiet
 
 audit:           ## known vulnerabilities of the pinned packages (needs the network; not part of make test)
 	@$(PYTHON) -m venv $(VENV)-audit

@@ -26,7 +26,9 @@ class EvalConfig(Section):
     templates: str = ""
     """Text file, one prompt a line with {} for the class name; empty = the bare name."""
     zero_shot_field: str = "name"
+    """Field of a sample's json that holds its class name."""
     batch: PositiveInt = 256
+    """Images or texts that are encoded at once."""
     cpus: NonNegativeFloat = 0.0
     """CPUs of an evaluator beside the training workers, which train on while it measures. 0, or where the cluster has
     no room for it: rank 0 measures and the others wait."""

@@ -32,6 +32,7 @@ class Gate(Section):
     max_latency_ratio: PositiveFloat = 1.1
     """Median time per image, and per text, relative to the champion's, measured in turns."""
     latency_rounds: PositiveInt = 15
+    """Rounds in which both models are measured in turns."""
     latency_batch: PositiveInt = 8
     """Items per call while measuring."""
     max_size_ratio: PositiveFloat = 1.1

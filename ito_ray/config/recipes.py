@@ -73,8 +73,8 @@ def yfcc15m_vitb16() -> Config:
 def cc3m_vitb16() -> Config:
     """The paper's ViT-B/16 on CC3M, as far as it is published.
 
-    Published: model, λ, views, 30 passes. Not published for ITO on CC3M: batch, learning rate and warm-up. They are those
-    of CC12M here, which the authors' SigLIP baseline on CC3M used too.
+    Published: model, λ, views, 30 passes. Not published for ITO on CC3M: batch, learning rate and warm-up. They are
+    those of CC12M here, which the authors' SigLIP baseline on CC3M used too.
 
     python -m pipelines.train --recipe cc3m_vitb16 --data.train 's3://BUCKET/cc3m/{00000..00331}.tar' \\
         --data.heldout 's3://BUCKET/cc3m-val/{0000..0001}.tar'

@@ -37,7 +37,7 @@ _SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 class ViewsConfig(Section):
-    """Augmented views of one image (DESIGN: crop, jitter and grayscale as published with ITO)."""
+    """Augmented views of one image; crop, jitter and grayscale are those published with ITO."""
 
     count: PositiveInt = 2
     """V, views per image."""
@@ -51,7 +51,9 @@ class ViewsConfig(Section):
     )
     """Strength of brightness, contrast, saturation, hue."""
     jitter_p: Probability = 0.8
+    """Chance that a view is jittered."""
     gray_p: Probability = 0.2
+    """Chance that a view is made grey."""
     flip_p: Probability = 0.0
     """Horizontal flip; 0 in the paper, since captions name sides."""
 
@@ -60,8 +62,11 @@ class ColumnsConfig(Section):
     """Which Parquet column is what (the first name that the file has), and which json fields hold captions."""
 
     key: tuple[str, ...] = ("key", "__key__", "id", "uid")
+    """Parquet columns that may name a sample."""
     image: tuple[str, ...] = ("image", "jpg", "png", "jpeg", "webp", "image_bytes")
+    """Parquet columns that may hold the encoded image."""
     captions: tuple[str, ...] = ("captions", "caption", "text", "txt", "TEXT")
+    """Parquet columns that may hold captions."""
     meta: tuple[str, ...] = ("meta",)
     """The Parquet column whose structure or JSON object becomes meta data; text that is neither is kept as it is."""
     key_ends: KeyEnds = "auto"
@@ -150,6 +155,7 @@ class ImageTowerConfig(Section):
     """Any timm model by name."""
 
     name: str = "vit_base_patch16_224"
+    """A model of timm.list_models()."""
     size: PositiveInt = 224
     """Side of the square input in pixels."""
     kwargs: Annotated[dict[str, Any], tyro.conf.arg(constructor=json.loads, metavar="JSON")] = {}
@@ -163,6 +169,7 @@ class ImageTowerConfig(Section):
     locked: bool = False
     """LiT: the tower stays as it is, but for its last `open_layers`; needs `pretrained` or `weights`."""
     open_layers: NonNegativeInt = 0
+    """Last layers of a locked tower that are trained all the same."""
     mean: Channels | None = None
     """Of the pixels, in units of 0…1. None = what the weights were trained with, OpenAI's for a tower from scratch; the
     saved configuration has the values. A locked tower takes its weights' own only."""
@@ -178,16 +185,21 @@ class TextTowerConfig(Section):
     source: str = ""
     """pretrained only: a folder or a hub name."""
     width: PositiveInt = 512
+    """Width of the Transformer."""
     layers: PositiveInt = 12
+    """Layers of the Transformer."""
     heads: PositiveInt = 8
+    """Attention heads; must divide `width`."""
     context: PositiveInt = 77
     """Longest caption in tokens, start and end included."""
     vocab_size: PositiveInt = 49408
+    """Tokens in the vocabulary; scratch: at most so many are learned."""
     pool: Literal["mean", "cls", "last"] = "last"
     """Which token becomes the pooled vector: mean of valid ones, the first, the last valid one."""
     locked: bool = False
     """LiT: the tower stays as it is, but for its last `open_layers`; needs kind=pretrained."""
     open_layers: NonNegativeInt = 0
+    """Last layers of a locked tower that are trained all the same."""
 
 
 class ModelConfig(Section):
@@ -203,9 +215,13 @@ class FusionConfig(Section):
     """The Transformer over image and text tokens that exists in training only."""
 
     layers: PositiveInt = 2
+    """Layers of the Transformer."""
     heads: PositiveInt = 8
+    """Attention heads; must divide `model.embed_dim`."""
     mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of the MLP in widths of the Transformer."""
     readout: Literal["cls", "mean", "token"] = "cls"
+    """Where the fused vector is read: the image's [CLS], the mean of valid tokens, a learned token."""
     caption_drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Ours, not the paper's: the chance that a fused vector does not see its caption. All fused vectors of a sample
     share the caption, so they could find each other by it alone; one that does not see it must be found by the picture
@@ -218,6 +234,7 @@ class MethodConfig(Section):
     """L = L_align + λ · L_fusion."""
 
     name: Literal["clip", "siglip", "ito"] = "ito"
+    """The loss; clip and siglip take one view and one caption."""
     fusion_weight: NonNegativeFloat = 2.0
     """λ; 0 = the alignment-only ablation, and no fusion module is built."""
     fusion_schedule: Literal["constant", "rising", "falling"] = "constant"
@@ -235,10 +252,15 @@ class OptimConfig(Section):
     name: Literal["adamw", "lion", "muon", "adafactorbv", "nadamw", "adopt"] = "adamw"
     """As in timm.optim; each wants a rate of its own (Lion about a tenth of AdamW's)."""
     lr: PositiveFloat = 1e-3
+    """Highest learning rate, at the end of warm-up."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay of matrices."""
     betas: tuple[Probability, Probability] = (0.9, 0.98)
+    """Decay of the moments of the gradient and of its square."""
     eps: PositiveFloat = 1e-6
+    """Added to the root of the second moment."""
     warmup_steps: NonNegativeInt = 10_000
+    """Steps of linear warm-up; must be fewer than `train.steps`."""
     grad_clip: NonNegativeFloat = 0.0
     """Largest global gradient norm; 0 = off."""
 
@@ -247,6 +269,7 @@ class TrainConfig(Section):
     """How long, how wide, on what."""
 
     steps: PositiveInt = 150_000
+    """Optimiser steps of the whole run."""
     global_batch: PositiveInt = 2048
     """B, pairs per step over all ranks."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -276,9 +299,13 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor multiplies it natively (GPU, AMX), else fp32."""
     seed: int = 0
+    """Decides initial weights, order of samples, views and captions."""
     log_every: PositiveInt = 20
+    """Steps between logged metrics."""
     checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
     checkpoint_store: str = ""
     """Copy checkpoints to a second place while training goes on: s3://…, gs://… or a folder of another disk. A run that
     has lost its newest ones goes on from the copy in `<checkpoint_store>/<name>`. Does nothing in a sweep's trials."""
@@ -312,9 +339,11 @@ class TrackingConfig(Section):
     uri: str = ""
     """MLflow tracking and registry URI; empty = MLFLOW_TRACKING_URI, else SQLite in `<output>/mlflow`."""
     experiment: str = "ito"
+    """MLflow experiment."""
     model_name: str = "ito-dual-encoder"
+    """Registered model that gets a version at the end of the run."""
     alias: str = "candidate"
-    """Moves to every new version. `champion` moves through the gate alone: python -m pipelines.register promote."""
+    """Moves to every new version. `champion` moves through the gate alone: `python -m pipelines.register promote`."""
 
     @model_validator(mode="after")
     def _gate_is_the_only_way(self) -> TrackingConfig:
