@@ -1,7 +1,7 @@
 """Samples as they lie in a shard, tar or Parquet alike: every one is either good or carries the reason why not.
 
 Reasons: shard_unreadable (the disk or store); not_a_tar, tar_truncated, tar_damaged, parquet_unreadable (the file);
-tar_unsorted, tar_link, tar_sparse (how it was packed);
+tar_unsorted, ambiguous_members, tar_link, tar_sparse (how it was packed);
 duplicate_key, missing_image, missing_caption, empty_caption, caption_not_utf8, caption_too_long, bad_json (the sample);
 found on decoding (decode.py), image_unreadable, image_truncated, too_many_pixels; and unexpected_error, whatever else a
 single sample raises.

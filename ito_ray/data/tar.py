@@ -12,7 +12,7 @@ import gzip
 import io
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
@@ -192,8 +192,20 @@ def _sample(group: _Group, key: str, seen: dict[str, frozenset[bool]], file: Bin
         reason, detail = next(iter(group.faults.values()), apart)
         return TarSample(key, {}, reason, detail)
     seen[key] = group.kinds
+    if not layout.given and (several := _ambiguous(group.members)):
+        return TarSample(key, {}, "ambiguous_members", several)
     notes = (f"key_to_{layout.rule}",) * group.dotted + ("foreign_file",) * group.foreign
     return TarSample(key, group.members, lacking=lacking, notes=notes)
+
+
+def _ambiguous(members: Collection[str]) -> str:
+    """Says so when several images and several texts have one key, and no `jpg` or `txt` alone is the sample's own."""
+    images, texts = (
+        [name for name in members if name.rpartition(".")[2] in known] for known in (IMAGE_EXTENSIONS, TEXT_EXTENSIONS)
+    )
+    if min(len(images), len(texts)) < 2 or not {*images, *texts}.isdisjoint((*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS)):
+        return ""
+    return f"{', '.join(images)} and {', '.join(texts)}: which belong together? Give data.columns.key_ends"[:200]
 
 
 def _groups(walk: Iterator[Member | Foreign | Damage], file: BinaryIO, layout: Layout) -> Iterator[_Group]:

@@ -8,6 +8,9 @@ a whole archive, found from its head, so that all its pieces agree:
   of several such names to have both;
 - where there are neither: first dot, if what stands after it (`seg.png`) comes again in most samples;
 - last dot, where the head has no such name: what belongs to every sample would be there.
+
+With keys up to the last dot, an ending of two parts that most samples have (`a.1.jpg` with `a.1.jpg.txt`, or with
+`a.1.seg.png`) is no part of the key.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import BinaryIO, Literal
 
@@ -34,12 +37,21 @@ class Layout:
 
     rule: Rule | None = None
     unsorted: bool | None = None
+    compounds: frozenset[str] = frozenset()
+    """Endings of two parts; found with the rule."""
+    given: bool = field(init=False)
+    """Whether somebody else has chosen the rule."""
+
+    def __post_init__(self) -> None:
+        self.given = self.rule is not None
 
     def split(self, name: str, file: BinaryIO) -> tuple[str, str]:
         """(key, extension in lower case) of a member."""
-        if has_dots(name):
-            self.rule = self.rule or where_keys_end(_head(file)[0])
-        return split(name, self.rule or "first_dot")
+        if self.rule is None and has_dots(name):
+            names = _head(file)[0]
+            self.compounds = compound_endings(names)
+            self.rule = where_keys_end(names, self.compounds)
+        return split(name, self.rule or "first_dot", self.compounds)
 
     def is_unsorted(self, file: BinaryIO) -> bool:
         """Whether members of one sample stand apart, as after `tar` without --sort=name. Asked of incomplete ones."""
@@ -55,14 +67,40 @@ def has_dots(name: str) -> bool:
     return name.rpartition("/")[2].count(".") > 1
 
 
-def split(name: str, rule: Rule) -> tuple[str, str]:
-    """(key, extension in lower case) at the first or last dot of the base name."""
+def split(name: str, rule: Rule, compounds: frozenset[str] = frozenset()) -> tuple[str, str]:
+    """(key, extension in lower case) at the first or last dot of the base name, or before one of `compounds`."""
     folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".") if rule == "first_dot" else base.rpartition(".")
+    if rule == "first_dot":
+        stem, _, extension = base.partition(".")
+    else:
+        stem, _, extension = base.rpartition(".")
+        shorter, _, part = stem.rpartition(".")
+        if shorter and f"{part}.{extension}".lower() in compounds:
+            stem, extension = shorter, f"{part}.{extension}"
     return folder + slash + stem, extension.lower()
 
 
-def where_keys_end(names: Sequence[str]) -> Rule:
+def compound_endings(names: Sequence[str]) -> frozenset[str]:
+    """Endings of two parts that most samples have beside another member, and that no pair is named by."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    """By the key up to the last dot."""
+    longer: dict[str, dict[str, str]] = defaultdict(dict)
+    """By the ending of two parts: the key up to the last dot, by the key before that ending."""
+    for name in names:
+        stem, ending = split(name, "last_dot")
+        kinds[stem] |= _kind(ending)
+        key, part = split(stem, "last_dot")
+        if has_dots(name) and key:
+            longer[f"{part}.{ending}"][key] = stem
+    found = set()
+    for ending, stems in longer.items():
+        joined = [key for key, stem in stems.items() if key in kinds and len(kinds[stem]) < 2]
+        if len(joined) == len(stems) and 2 * len(joined) > len(kinds.keys() - set(stems.values())):
+            found.add(ending)
+    return frozenset(found)
+
+
+def where_keys_end(names: Sequence[str], compounds: frozenset[str] = frozenset()) -> Rule:
     """The rule that makes most of the names, in their order; see the file's docstring."""
     extensions: dict[str, set[str]] = defaultdict(set)
     """By the key up to the first dot: all that follow."""
@@ -70,7 +108,7 @@ def where_keys_end(names: Sequence[str]) -> Rule:
     """By the key up to the first dot, then by the key up to the last: kinds of members."""
     for name in names:
         key, extension = split(name, "first_dot")
-        stem, ending = split(name, "last_dot")
+        stem, ending = split(name, "last_dot", compounds)
         stems[key][stem] |= _kind(ending)
         extensions[key].add(extension)
     dotted = {key: own for key, own in extensions.items() if any("." in one for one in own)}

@@ -113,6 +113,28 @@ def test_what_webdataset_writes_is_read_as_it_reads_it(tmp_path: Path, name: str
     assert {note for row in rows for note in row.notes} == {"key_to_first_dot"}
 
 
+@pytest.mark.parametrize("extra", ["jpg.txt", "seg.png", "jpg.json", "caption.txt"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_key_with_dots_and_a_member_with_two(tmp_path: Path, extra: str, parts: int) -> None:
+    """`a.1.jpg` with `a.1.jpg.txt`, or with `a.1.seg.png` and `a.1.txt`."""
+    stems = [f"{letter}.{number}" for letter in "ab" for number in range(4)]
+    texts = extra if extra.endswith("txt") else "txt"
+    names = [f"{stem}.{ending}" for stem in stems for ending in dict.fromkeys(["jpg", extra, texts])]
+    rows = read(pack(tmp_path / "a.tar", [name for name in names if not name.endswith("json")]), parts)
+    assert pairs(rows) == [(stem, f"{stem}.jpg".encode(), (f"{stem}.{texts}",)) for stem in stems]
+    assert len(rows) == len(stems)
+
+
+def test_members_of_several_samples_under_one_key_are_dropped_and_named(tmp_path: Path) -> None:
+    names = [f"a.{number}.{ending}" for number in range(3) for ending in ("img.jpg", "cap.txt")]
+    (row,) = read(pack(tmp_path / "a.tar", names))
+    assert (row.key, row.bad) == ("a", "ambiguous_members")
+    assert row.detail == (
+        "0.img.jpg, 1.img.jpg, 2.img.jpg and 0.cap.txt, 1.cap.txt, 2.cap.txt: which belong together? "
+        "Give data.columns.key_ends"
+    )
+
+
 def test_the_rule_can_be_given(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", both(["a.1", "a.2"]))
     assert pairs(read(path, key_ends="first_dot")) == [("a", b"a.1.jpg", ("a.1.txt",))]
