@@ -44,6 +44,14 @@ def fault_of(value: object) -> tuple[str, str] | None:
     return fault_of(text) if isinstance(value, bytes) else None
 
 
+def cleaned(value: object) -> tuple[str, tuple[str, str] | None]:
+    """The caption as it is used, and why it cannot be, as from `fault_of`; "" is no fault."""
+    if fault := fault_of(value):
+        return "", fault
+    text = clean_text(value.decode("utf-8-sig") if isinstance(value, bytes) else str(value))
+    return text, fault_of(text)  # NFKC makes eighteen characters of some
+
+
 def is_unicode(text: str) -> bool:
     """Whether it can be written as UTF-8: json and file names may give halves of surrogate pairs."""
     try:

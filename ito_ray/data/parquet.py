@@ -7,6 +7,7 @@ second half of a row group means passing over the first: write row groups of abo
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -22,6 +23,8 @@ _BATCH = 64
 _READ_BYTES = 1 << 20
 DOCUMENT = "json"
 """The column that Hugging Face's export of a WebDataset makes of KEY.json."""
+_LOOKS_LIKE_AN_OBJECT = re.compile(r"\s*\{(?!\s*')")
+"""What Python prints of a dictionary is text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,9 @@ def _object(values: Mapping[str, Any], name: str | None) -> dict[str, Any]:
         return {}
     if isinstance(value, dict):
         return {field: one for field, one in value.items() if one is not None}
-    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if not isinstance(value, str) or not _LOOKS_LIKE_AN_OBJECT.match(value):
         return {str(name): value}
     try:
         fields: dict[str, Any] = json.loads(value)
@@ -226,8 +231,12 @@ def _object(values: Mapping[str, Any], name: str | None) -> dict[str, Any]:
 def _find(schema: pa.Schema, columns: ColumnsConfig) -> _Columns:
     types = dict(zip(schema.names, schema.types, strict=True))
 
+    lower = {name.lower(): name for name in reversed(types)}
+
     def there(*names: str) -> tuple[str, ...]:
-        return tuple(name for name in names if name in types)
+        """Those that the file has, capitals or not."""
+        found = (name if name in types else lower.get(name.lower(), "") for name in names)
+        return tuple(dict.fromkeys(name for name in found if name))
 
     key = next(iter(there(*columns.key)), None)
     named = there(*columns.captions_from)
@@ -242,7 +251,7 @@ def _find(schema: pa.Schema, columns: ColumnsConfig) -> _Columns:
 
 
 def _may_be_object(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) or _is_text(kind)
+    return pa.types.is_struct(kind) or _is_text(kind) or _has_bytes(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

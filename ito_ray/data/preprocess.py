@@ -135,7 +135,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _without_png_text(data: bytes) -> bytes:
-    """A PNG without texts and colour profile, of which Pillow takes 1 MB at most, and with EXIF before its pixels."""
+    """A PNG without texts and colour profile, of which Pillow takes 1 MB at most; its orientation before its pixels."""
     if not data.startswith(_PNG):
         return data
     kept, late, pixels, at = [data[: len(_PNG)]], [], 0, len(_PNG)
@@ -143,10 +143,9 @@ def _without_png_text(data: bytes) -> bytes:
         kind, chunk = data[at + 4 : at + 8], data[at:end]
         if kind == b"IDAT" and not pixels:
             pixels = len(kept)
-        if kind == b"eXIf" and pixels:
-            late.append(chunk)
-        elif kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") or _may_turn(kind, chunk[8:-4]):
-            kept.append(chunk)
+        is_text = kind in (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+        if not is_text or _may_turn(kind, chunk[8:-4]):
+            (late if pixels and (is_text or kind == b"eXIf") else kept).append(chunk)
         at = end
     return b"".join((*kept[:pixels], *late, *kept[pixels:], data[at:]))  # what is cut short stays to be complained of
 

@@ -24,11 +24,10 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ito_ray.config.schema import ColumnsConfig, KeyEnds
-from ito_ray.data.captions import fault_of
+from ito_ray.data.captions import cleaned
 from ito_ray.data.file_kinds import IMAGE_EXTENSIONS
 from ito_ray.data.parquet import ParquetRow, read_parquet
 from ito_ray.data.plan import Piece
-from ito_ray.data.preprocess import clean_text
 from ito_ray.data.shards import Shard, open_shard
 from ito_ray.data.tar import TarSample, read_tar, unpack
 from ito_ray.data.tar_layout import Layout
@@ -326,14 +325,9 @@ def _captions(groups: Groups, *, not_text: str) -> Texts:
     weights: dict[str, float] = {}
     faults: list[tuple[str, str]] = []
     for chance, found in groups:
-        wrong = [fault_of(value) for value in found]
-        faults += [fault for fault in wrong if fault]
-        texts = (
-            value.decode("utf-8-sig") if isinstance(value, bytes) else value
-            for value, fault in zip(found, wrong, strict=True)
-            if not fault
-        )
-        said = dict.fromkeys(text for text in map(clean_text, texts) if text)
+        texts = [cleaned(value) for value in found]
+        faults += [fault for _, fault in texts if fault]
+        said = dict.fromkeys(text for text, fault in texts if text and not fault)
         for text in said:
             weights[text] = weights.get(text, 0.0) + chance / len(said)
     if not weights and faults:

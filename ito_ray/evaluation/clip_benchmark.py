@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from ito_ray.config.schema import KeyEnds
-from ito_ray.data.captions import fault_of
+from ito_ray.data.captions import cleaned
 from ito_ray.data.heldout import whole
-from ito_ray.data.preprocess import clean_text
 from ito_ray.data.rows import BadSample, Row, cause
 from ito_ray.data.shards import Shard, file_name, list_shards, open_shard
 from ito_ray.data.tar import TarSample, read_tar
@@ -143,11 +142,9 @@ def _number(member: bytes) -> str:
 
 def _captions(text: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Every line is a caption, also one that comes twice: both are asked for. And why lines were left out."""
-    lines = text.decode("utf-8-sig", "surrogateescape").splitlines()
-    faults = [fault_of(line) for line in lines]
-    captions = [clean_text(line) for line, fault in zip(lines, faults, strict=True) if not fault]
-    kept = tuple(caption for caption in captions if caption)
-    reasons = [fault for fault in faults if fault]
+    lines = [cleaned(line) for line in text.decode("utf-8-sig", "surrogateescape").splitlines()]
+    kept = tuple(caption for caption, fault in lines if caption and not fault)
+    reasons = [fault for _, fault in lines if fault]
     if not kept:
         raise BadSample(*(reasons[0] if reasons else ("empty_caption" if text else "missing_caption", "")))
     return kept, tuple(reason for reason, _ in reasons)

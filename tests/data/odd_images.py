@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
@@ -147,8 +146,8 @@ def _chunks(colour: Image.Image) -> dict[str, bytes]:
     """What Pillow alone refuses, or finds too late."""
     data = encoded(colour)
     text, profile = zlib.compress(bytes(3 << 20)), zlib.compress(bytes(2 << 20))
-    late = io.BytesIO()
-    late.write(exif(6).tobytes())
+    turned = exif(6).tobytes().removeprefix(b"Exif\0\0")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
     return {
         "long_text.png": with_chunks(data, png_chunk(b"zTXt", b"Comment\0\0" + text)),
         "long_late_text.png": with_chunks(data, png_chunk(b"zTXt", b"Comment\0\0" + text), late=True),
@@ -158,5 +157,6 @@ def _chunks(colour: Image.Image) -> dict[str, bytes]:
         "broken_text.png": with_chunks(data, png_chunk(b"zTXt", b"Raw profile type exif\0\0no zlib")),
         "no_hexadecimal.png": with_chunks(data, png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 3\nxyz\n")),
         "empty_texts.png": with_chunks(data, *(png_chunk(kind, b"") for kind in (b"zTXt", b"iTXt", b"tEXt", b"iCCP"))),
-        "late_exif.png": with_chunks(data, png_chunk(b"eXIf", late.getvalue().removeprefix(b"Exif\0\0")), late=True),
+        "late_exif.png": with_chunks(data, png_chunk(b"eXIf", turned), late=True),
+        "late_xmp.png": with_chunks(data, png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp), late=True),
     }

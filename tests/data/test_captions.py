@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from ito_ray.data.captions import MOST_CHARACTERS, draw, fault_of, fill
+from ito_ray.data.captions import MOST_CHARACTERS, cleaned, draw, fault_of, fill
 from ito_ray.data.preprocess import clean_text
 
 
@@ -54,6 +54,23 @@ def test_clean(dirty: str, cleaned: str) -> None:
 def test_what_can_be_a_caption(value: object, reason: str | None) -> None:
     fault = fault_of(value)
     assert (fault and fault[0]) == reason and (fault is None or fault[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "reason"),
+    [
+        (b"\xef\xbb\xbfa &amp; b", "a & b", None),
+        (" \u200b ", "", None),
+        ("\ufdfa" * (MOST_CHARACTERS // 18), None, None),
+        ("\ufdfa" * (MOST_CHARACTERS // 18 + 1), None, "caption_too_long"),
+        (b"\xff", "", "caption_not_utf8"),
+    ],
+)
+def test_what_is_clean_is_clean_when_it_is_read_again(value: object, text: str | None, reason: str | None) -> None:
+    found, fault = cleaned(value)
+    assert (fault and fault[0]) == reason
+    assert text is None or found == text
+    assert fault or cleaned(found) == (found, None)
 
 
 def test_a_caption_of_megabytes_costs_milliseconds() -> None:

@@ -231,16 +231,36 @@ def test_a_column_of_addresses_beside_one_of_bytes(tmp_path: Path) -> None:
 
 
 def test_meta_that_is_text(tmp_path: Path) -> None:
-    texts = ["a note", "5", '["a"]', '{"n": 1}', '{"n": ', None]
+    texts = ["a note", "5", '["a"]', '{"n": 1}', "{'n': 1}", None]
     columns = {"image": [b"x"] * 6, "caption": ["a"] * 6, "meta": texts, "notes": [*texts[:4], '{"m": 2}', None]}
     path = _write(tmp_path / "a.parquet", columns)
     rows = _read(path)
-    assert [row.bad for row in rows] == [None] * 4 + ["bad_json", None]
-    assert [row.meta["meta"] for row in rows[:3]] == texts[:3] and rows[3].meta == {"n": 1, "notes": '{"n": 1}'}
+    assert [row.bad for row in rows] == [None] * 6
+    assert [row.meta.get("meta") for row in rows] == [*texts[:3], None, texts[4], None]
+    assert rows[3].meta == {"n": 1, "notes": '{"n": 1}'}
     rows = _read(path, columns=ColumnsConfig(meta=()))
     assert [row.meta["meta"] for row in rows] == texts
     rows = _read(path, columns=ColumnsConfig(meta=("notes",)))
-    assert [row.meta for row in rows][4:] == [{"meta": '{"n": ', "m": 2}, {"meta": None}]
+    assert [row.meta for row in rows][4:] == [{"meta": "{'n': 1}", "m": 2}, {"meta": None}]
+
+
+@pytest.mark.parametrize("kind", [*TEXT_TYPES, pa.binary(), pa.large_binary()], ids=str)
+def test_json_of_a_sample_in_a_column(tmp_path: Path, kind: pa.DataType) -> None:
+    documents = _as(['{"caption": "a", "n": 1}', '{"caption": ', None], kind)
+    rows = _read(_write(tmp_path / "a.parquet", {"jpg": [b"x"] * 3, "json": documents}))
+    assert [(row.captions, row.meta, row.bad) for row in rows] == [
+        (("a",), {"n": 1}, None),
+        ((), {}, "bad_json"),
+        ((), {}, "missing_caption"),
+    ]
+
+
+def test_capitals_of_names_do_not_matter(tmp_path: Path) -> None:
+    (row,) = _read(_write(tmp_path / "a.parquet", {"ID": ["a"], "Image": [b"x"], "Caption": ["one"]}))
+    assert (row.key, row.image, row.captions) == ("a", b"x", ("one",))
+    columns = {"image": [b"x"], "Caption": ["another"], "caption": ["as it is written"]}
+    (row,) = _read(_write(tmp_path / "b.parquet", columns))
+    assert (row.captions, row.meta) == (("as it is written",), {"Caption": "another"})
 
 
 def test_lists_of_lists(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ SEPARATORS = (",", "\t", ";", "|")
 _NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)(#\d+)?(\?.*)?$", re.IGNORECASE)
 _FLICKR = re.compile(r"\.(jpe?g|png)#\d+$", re.IGNORECASE)
-_DIRECTIVE = re.compile(r'^"?sep=(.)"?$', re.IGNORECASE)
-"""Excel's own first line."""
+_DIRECTIVE = re.compile(r'"?sep=([^"\w])"?\1*\s*$', re.IGNORECASE)
+"""Excel's own first line; where Excel has saved the file again, it has as many separators as the others."""
 _SAMPLE = 1000
 """Lines by which the separator is chosen; quoting is judged by all lines, since one odd caption decides it."""
 _MOST_LINES = 1000
@@ -131,7 +131,7 @@ def _without_header(table: Delimited, first: Fields) -> Delimited:
 
 def _separator(text: TableText, usual: str, dialect: Dialect, known: Collection[str]) -> str:
     lines = text.lines()
-    directive = _DIRECTIVE.match(next(lines, "").strip())
+    directive = _DIRECTIVE.match(next(lines, ""))
     if directive:
         return directive[1]
     sample = list(islice(_body(text.lines()), _SAMPLE))
@@ -178,7 +178,7 @@ def _quoting(text: TableText, separator: str, dialect: Dialect, *, spaced: bool 
 def _body(lines: Iterator[str]) -> Iterator[str]:
     """The lines, Excel's own first one emptied, so that the others keep their numbers."""
     for number, line in enumerate(lines):
-        yield "\n" if number == 0 and _DIRECTIVE.match(line.strip()) else line
+        yield "\n" if number == 0 and _DIRECTIVE.match(line) else line
 
 
 class _NotClosed(csv.Error):

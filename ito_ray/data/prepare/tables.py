@@ -264,7 +264,10 @@ def _texts(value: Any) -> list[Any]:
 
 
 def _list_in(cell: str) -> list[str]:
-    """The texts of a list that was written into a cell, as JSON, by Python or by NumPy; else the cell itself."""
+    """The texts of a list that was written into a cell, as JSON, by Python or by NumPy; else the cell itself.
+
+    As where a list is a value of its own, lists in it are opened, and missing values are none.
+    """
     text = cell.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return [cell]
@@ -272,8 +275,8 @@ def _list_in(cell: str) -> list[str]:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = _python_list(text)
-    is_list = isinstance(found, list) and all(isinstance(one, str) for one in found)
-    return found if is_list else [cell]
+    texts = listed(found) if isinstance(found, list) else [found]
+    return texts if all(isinstance(one, str) for one in texts) else [cell]
 
 
 def _python_list(text: str) -> list[Any] | None:
@@ -284,8 +287,8 @@ def _python_list(text: str) -> list[Any] | None:
         strings = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
     except (tokenize.TokenError, SyntaxError, ValueError):
         return None
-    others = [token.string for token in tokens[1:-1] if token.type != tokenize.STRING]
-    return strings if all(sign == "," for sign in others) else None
+    others = {token.string for token in tokens[1:-1] if token.type != tokenize.STRING}
+    return strings if others <= {",", "None", "nan"} else None
 
 
 def _label(value: Any) -> str:
