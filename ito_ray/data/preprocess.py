@@ -138,7 +138,8 @@ def _without_png_text(data: bytes) -> bytes:
     """A PNG without texts and colour profile, of which Pillow takes 1 MB at most; its orientation before its pixels."""
     if not data.startswith(_PNG):
         return data
-    kept, late, pixels, at = [data[: len(_PNG)]], [], 0, len(_PNG)
+    kept, pixels, at = [data[: len(_PNG)]], 0, len(_PNG)
+    late: list[bytes] = []
     while (end := at + 12 + int.from_bytes(data[at : at + 4], "big")) <= len(data):
         kind, chunk = data[at + 4 : at + 8], data[at:end]
         if kind == b"IDAT" and not pixels:

@@ -209,12 +209,13 @@ def list_files(url: str, *, field: str) -> list[Found] | None:
 def shards_among(files: Sequence[Found], passed: PassedOver) -> list[Shard]:
     """The shards of a listing.
 
-    A Parquet file without pictures beside a tar or a folder of the same name is none: img2dataset writes such ones.
+    A Parquet file without pictures beside tars, or beside a folder of its name, is none: img2dataset reads and writes
+    such ones.
     """
     shards = [Shard(file.url, file.size) for file in files if _plain(file.url).endswith(SUFFIXES)]
-    stems = {_stem(shard.url) for shard in shards if shard.is_tar}
+    tables = [shard for shard in shards if not shard.is_tar]
     folders = {file.url.rpartition("/")[0] for file in files}
-    doubtful = [shard for shard in shards if not shard.is_tar and _stem(shard.url) in stems | folders]
+    doubtful = tables if len(tables) < len(shards) else [one for one in tables if _stem(one.url) in folders]
     if not doubtful:
         return shards
     with ThreadPoolExecutor(min(_LISTING_THREADS, len(doubtful))) as pool:

@@ -125,7 +125,7 @@ def _pictures(names: Sequence[str], needs: Needs) -> dict[str, Listed]:
         return {name: Listed(public_url(name), text=name) for name in texts.values()}
     found: dict[str, Listed] = {}
     for name, path in pictures.items():
-        text = texts.get(path.rpartition(".")[0], "")
+        text = texts.get(path.rpartition(".")[0], texts.get(path, ""))
         missing = needs == "pair" and not text
         found[name] = Listed(
             public_url(name),

@@ -156,11 +156,13 @@ def test_metadata_of_img2dataset_is_no_shard(tmp_path: Path, caplog: pytest.LogC
         good_tar(tmp_path / f"{number:05d}.tar", 4)
         _metadata(tmp_path / f"{number:05d}.parquet")
         (tmp_path / f"{number:05d}_stats.json").write_text("{}")
+    (tmp_path / "lists").mkdir()
+    _metadata(tmp_path / "lists" / "urls.parquet")
     tars = [f"{tmp_path}/{number:05d}.tar" for number in range(3)]
     with caplog.at_level(logging.WARNING):
         assert [shard.url for shard in list_shards([str(tmp_path)], field="f")] == tars
         assert [shard.url for shard in list_shards([f"{tmp_path}/*"], field="f")] == tars
-    assert "passed over 3 Parquet files of metadata (00000.parquet, 00001.parquet, 00002.parquet)" in caplog.text
+    assert "passed over 4 Parquet files of metadata (00000.parquet, 00001.parquet, 00002.parquet, …)" in caplog.text
     pq.write_table(pa.table({"image": [picture(0)], "caption": ["x"]}), tmp_path / "00001.parquet")
     (tmp_path / "00002.parquet").write_bytes(b"PAR1 damaged, to be counted by its reader")
     kept = [f"{tmp_path}/00001.parquet", f"{tmp_path}/00002.parquet"]

@@ -1,4 +1,4 @@
-"""A folder of `name.jpg` with `name.txt`, and COCO's captions with a folder of pictures."""
+"""A folder of `name.jpg` with `name.txt` or `name.jpg.txt`, and COCO's captions with a folder of pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
     if not is_folder(folder):
         raise DataError(f"There is no folder {folder}: give one that holds name.jpg and name.txt side by side.")
     texts: dict[str, str] = {}
-    pictures: list[tuple[str, str]] = []
+    pictures: dict[str, str] = {}
     salt: list[str] = []
     others = 0
     passed = PassedOver()
@@ -39,7 +39,7 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
         if ending.lower() == ".txt":
             texts[stem] = entry.path
         elif ending.lower() in PICTURES:
-            pictures.append((stem, entry.path))
+            pictures[str(path)] = entry.path
         else:
             others += 1
             continue
@@ -47,14 +47,18 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
     passed.report(str(folder))
     if not pictures:
         raise DataError(f"{folder} holds no picture ({', '.join(PICTURES)}): {len(texts)} .txt, {others} other files.")
-    listed = [
-        Listed(stem, path, text=texts[stem])
-        if stem in texts
-        else Listed(stem, path, bad="missing_caption", detail=f"no file {stem}.txt")
-        for stem, path in pictures
+    listed: list[Listed] = []
+    used: set[str] = set()
+    for name, path in pictures.items():
+        stem = str(Path(name).with_suffix(""))
+        own = stem if stem in texts else name
+        used.add(own)
+        missing = {} if own in texts else {"bad": "missing_caption", "detail": f"no file {stem}.txt"}
+        listed.append(Listed(stem, path, text=texts.get(own, ""), **missing))
+    listed += [
+        Listed(stem, texts[stem], bad="missing_image", detail=f"only {stem}.txt is there")
+        for stem in sorted(texts.keys() - used)
     ]
-    lonely = sorted(texts.keys() - {stem for stem, _ in pictures})
-    listed += [Listed(stem, texts[stem], bad="missing_image", detail=f"only {stem}.txt is there") for stem in lonely]
     return listed, {"other_files": others, **passed.notes}, "\n".join(salt)
 
 

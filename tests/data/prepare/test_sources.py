@@ -126,7 +126,8 @@ def test_text_that_looks_like_a_number_or_nothing_stays_text(tmp_path: Path) -> 
 
 def test_folder_of_pairs(tmp_path: Path, pictures: list[Path]) -> None:
     for number, path in enumerate(pictures[:-1]):
-        path.with_suffix(".txt").write_text(caption(number) + "\n", encoding="utf-8")
+        text = path.with_name(path.name + ".txt") if number % 2 else path.with_suffix(".txt")
+        text.write_text(caption(number) + "\n", encoding="utf-8")
     (tmp_path / "images" / "lonely.txt").write_text("x")
     (tmp_path / "images" / "readme.md").write_text("x")
     (tmp_path / "images" / ".hidden.txt").write_text("x")
