@@ -49,12 +49,14 @@ def list_pairs(folder: Path) -> tuple[list[Listed], dict[str, int], str]:
         raise DataError(f"{folder} holds no picture ({', '.join(PICTURES)}): {len(texts)} .txt, {others} other files.")
     listed: list[Listed] = []
     used: set[str] = set()
-    for name, path in pictures.items():
+    for name, picture in pictures.items():
         stem = str(Path(name).with_suffix(""))
         own = stem if stem in texts else name
         used.add(own)
-        missing = {} if own in texts else {"bad": "missing_caption", "detail": f"no file {stem}.txt"}
-        listed.append(Listed(stem, path, text=texts.get(own, ""), **missing))
+        if own in texts:
+            listed.append(Listed(stem, picture, text=texts[own]))
+        else:
+            listed.append(Listed(stem, picture, bad="missing_caption", detail=f"no file {stem}.txt"))
     listed += [
         Listed(stem, texts[stem], bad="missing_image", detail=f"only {stem}.txt is there")
         for stem in sorted(texts.keys() - used)

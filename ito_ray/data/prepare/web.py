@@ -38,6 +38,8 @@ _CHUNK = 1 << 16
 _HEADERS = {"User-Agent": "ito_ray (prepare)", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _KEEPERS = {ipaddress.ip_address(address) for address in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")}
 """Where clouds give credentials to their machines, beside the link-local 169.254.169.254."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""An IPv4 address follows."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MISSING = (404, 410)
 _BUSY = (408, 425, 429, 502, 503, 504)
@@ -193,8 +195,8 @@ def check_host(host: str, allowed: frozenset[Kind] = EVERYWHERE) -> set[Kind]:
 
 def _kind(address: str) -> Kind:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    ip = mapped or ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip.sixtofour or (ipaddress.ip_address(ip.packed[12:]) if ip in _NAT64 else ip)
     if ip.is_link_local or ip.is_multicast or ip in _KEEPERS:
         return "forbidden"
     if ip.is_loopback or ip.is_unspecified:
