@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from tests.data.makers import picture
 
@@ -53,3 +56,15 @@ def write_folder(folder: Path) -> Path:
     for pair in PAIRS:
         (folder / f"{pair.stem}.txt").write_text(pair.caption, "utf-8")
     return folder
+
+
+def by_name(*writers: Callable[[Path], Path]) -> dict[str, Callable[[Path], Path]]:
+    """Writers by the names that tests have of them."""
+    return {writer.__name__: writer for writer in writers}
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """The same captions, and the pixels of each."""
+    assert set(found) == set(expected)
+    for caption, pixels in expected.items():
+        np.testing.assert_array_equal(found[caption], pixels)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +21,7 @@ import polars as pl
 import webdataset
 from PIL import Image
 
-from tests.interop.pairs import PAIRS, write_folder
+from tests.interop.pairs import PAIRS, by_name, write_folder
 
 IMG2DATASET = Path(os.environ.get("ITO_IMG2DATASET", Path(sys.prefix + "-img2dataset") / "bin" / "img2dataset"))
 """In an environment of its own (Makefile): it needs other versions of what training needs."""
@@ -198,22 +198,19 @@ def serve(files: dict[str, bytes]) -> Iterator[str]:
         server.server_close()
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    writer.__name__: writer
-    for writer in (
-        webdataset_tar,
-        webdataset_compressed,
-        gnu_tar,
-        bsd_tar,
-        macos_tar,
-        polars_parquet,
-        polars_categorical,
-        polars_lists,
-        duckdb_parquet,
-        pandas_parquet,
-        datasets_parquet,
-        datasets_of_webdataset,
-        img2dataset_tar,
-        img2dataset_parquet,
-    )
-}
+WRITERS = by_name(
+    webdataset_tar,
+    webdataset_compressed,
+    gnu_tar,
+    bsd_tar,
+    macos_tar,
+    polars_parquet,
+    polars_categorical,
+    polars_lists,
+    duckdb_parquet,
+    pandas_parquet,
+    datasets_parquet,
+    datasets_of_webdataset,
+    img2dataset_tar,
+    img2dataset_parquet,
+)

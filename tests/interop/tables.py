@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 import polars as pl
 
-from tests.interop.pairs import PAIRS, write_images
+from tests.interop.pairs import PAIRS, by_name, write_images
 
 ANSI = "cp1252"
 """What Excel writes for "CSV" in western Europe; what it cannot write becomes a question mark."""
@@ -156,28 +155,25 @@ def _duckdb(folder: Path, name: str, options: str) -> Path:
     return folder / name
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    writer.__name__: writer
-    for writer in (
-        excel_csv_utf8,
-        excel_csv_semicolon,
-        excel_csv_ansi,
-        excel_unicode_text,
-        excel_sep_line,
-        tabs_in_csv,
-        unquoted_tsv,
-        flickr30k,
-        pandas_csv,
-        pandas_csv_with_index,
-        pandas_csv_gzip,
-        pandas_json_lines,
-        pandas_parquet_table,
-        pandas_missing_cells,
-        json_lists_in_cells,
-        later_columns,
-        polars_csv,
-        polars_json_lines,
-        duckdb_csv,
-        duckdb_json,
-    )
-}
+WRITERS = by_name(
+    excel_csv_utf8,
+    excel_csv_semicolon,
+    excel_csv_ansi,
+    excel_unicode_text,
+    excel_sep_line,
+    tabs_in_csv,
+    unquoted_tsv,
+    flickr30k,
+    pandas_csv,
+    pandas_csv_with_index,
+    pandas_csv_gzip,
+    pandas_json_lines,
+    pandas_parquet_table,
+    pandas_missing_cells,
+    json_lists_in_cells,
+    later_columns,
+    polars_csv,
+    polars_json_lines,
+    duckdb_csv,
+    duckdb_json,
+)

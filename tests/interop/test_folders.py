@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,7 +20,7 @@ from ito_ray.evaluation.sources import open_labelled, open_pairs, read
 from tests.data.prepare.makers import pixels, read_back
 from tests.data.prepare.makers import run as prepare
 from tests.embeddings.makers import run as embed
-from tests.interop.pairs import PAIRS, write_folder, write_images
+from tests.interop.pairs import PAIRS, assert_same, write_folder, write_images
 from tests.interop.shards import IMG2DATASET, img2dataset
 
 EXPECTED = {clean_text(pair.caption): pixels(pair.image) for pair in PAIRS}
@@ -103,10 +102,8 @@ def test_prepare_writes_the_pairs_and_nothing_else(maker: Callable[[Path], Outpu
     manifest = prepare(options)
     assert manifest["dropped"] == {}
     assert manifest["inputs"] == manifest["totals"]["samples"] == len(PAIRS)
-    rows = list(read_back(options.out).values())
-    assert {row.captions[0] for row in rows} == set(EXPECTED)
-    for row in rows:
-        np.testing.assert_array_equal(pixels(row.image), EXPECTED[row.captions[0]])
+    rows = read_back(options.out).values()
+    assert_same({row.captions[0]: pixels(row.image) for row in rows}, EXPECTED)
 
 
 @pytest.mark.parametrize("maker", [macos_zip, with_traces, img2dataset_files])

@@ -25,7 +25,7 @@ from tests.data.prepare.makers import pixels, read_back
 from tests.data.prepare.makers import run as prepare
 from tests.embeddings.makers import HashEncoder, table
 from tests.embeddings.makers import run as embed
-from tests.interop.pairs import PAIRS
+from tests.interop.pairs import PAIRS, assert_same
 from tests.interop.shards import IMG2DATASET, WRITERS
 
 CONTEXT, SIZE = 32, 16
@@ -56,13 +56,6 @@ def given(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Given(str(address), LOST.get(request.param, {}))
 
 
-def _same(found: dict[str, np.ndarray]) -> None:
-    """The same captions, and the picture of each."""
-    assert set(found) == set(EXPECTED)
-    for caption, picture in EXPECTED.items():
-        np.testing.assert_array_equal(found[caption], picture)
-
-
 def _config(address: str) -> Config:
     return overlay(Config(), {"data": {"train": [address], "heldout": [address]}}, source="test")
 
@@ -72,7 +65,7 @@ def test_prepare_writes_every_pair(given: Given, tmp_path: Path) -> None:
     assert manifest["dropped"] == given.lost
     assert (manifest["inputs"], manifest["totals"]["samples"]) == (given.rows, len(PAIRS))
     rows = read_back(tmp_path / "out").values()
-    _same({row.captions[0]: pixels(row.image) for row in rows})
+    assert_same({row.captions[0]: pixels(row.image) for row in rows}, EXPECTED)
 
 
 def test_doctor_counts_every_pair(given: Given) -> None:
@@ -104,12 +97,12 @@ def test_train_is_given_every_pair(given: Given) -> None:
     tokens = tokenize(tokenizer, list(EXPECTED), CONTEXT)
     assert ids == {tuple(row[:length]) for row, length in zip(tokens.ids, tokens.lengths, strict=True)}
     assert lost == set(given.lost)
-    _same(pairs)
+    assert_same(pairs, EXPECTED)
 
 
 def test_evaluate_reads_every_pair(given: Given) -> None:
     reader = read(open_pairs(_config(given.address)), limit=None, max_pixels=10**6)
-    _same({pair.captions[0]: np.asarray(pair.image) for pair in reader})
+    assert_same({pair.captions[0]: np.asarray(pair.image) for pair in reader}, EXPECTED)
     assert reader.tally.dropped == given.lost
     assert (reader.tally.read, reader.tally.delivered) == (given.rows, len(PAIRS))
 

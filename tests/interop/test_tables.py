@@ -15,7 +15,7 @@ from ito_ray.data.preprocess import clean_text
 from ito_ray.evaluation.sources import open_pairs, read
 from tests.data.prepare.makers import pixels, read_back
 from tests.data.prepare.makers import run as prepare
-from tests.interop.pairs import PAIRS
+from tests.interop.pairs import PAIRS, assert_same
 from tests.interop.tables import ANSI, WRITERS
 
 LOST = {"later_columns": 1}
@@ -38,12 +38,6 @@ def _expected(writer: str) -> dict[str, np.ndarray]:
     return {clean_text(written(pair.caption)): pixels(pair.image) for pair in PAIRS}
 
 
-def _same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(found) == set(expected)
-    for caption, picture in expected.items():
-        np.testing.assert_array_equal(found[caption], picture)
-
-
 @pytest.mark.parametrize("writer", WRITERS)
 def test_prepare_writes_every_row(writer: str, tmp_path: Path) -> None:
     manifest = prepare(Table(table=WRITERS[writer](tmp_path), out=tmp_path / "out", encoding=ENCODINGS.get(writer, "")))
@@ -51,7 +45,7 @@ def test_prepare_writes_every_row(writer: str, tmp_path: Path) -> None:
     assert sum(manifest["dropped"].values()) == lost, manifest["dropped"]
     assert manifest["inputs"] == manifest["source"]["rows"] == len(PAIRS) + lost
     rows = read_back(tmp_path / "out").values()
-    _same({row.captions[0]: pixels(row.image) for row in rows}, _expected(writer))
+    assert_same({row.captions[0]: pixels(row.image) for row in rows}, _expected(writer))
 
 
 def test_another_encoding_costs_its_rows_and_is_named(tmp_path: Path) -> None:
@@ -65,5 +59,5 @@ def test_another_encoding_costs_its_rows_and_is_named(tmp_path: Path) -> None:
 def test_evaluate_reads_every_row(writer: str, tmp_path: Path) -> None:
     cfg = overlay(Config(), {"data": {"heldout": [str(WRITERS[writer](tmp_path))]}}, source="test")
     reader = read(open_pairs(cfg), limit=None, max_pixels=10**6)
-    _same({pair.captions[0]: np.asarray(pair.image) for pair in reader}, _expected(writer))
+    assert_same({pair.captions[0]: np.asarray(pair.image) for pair in reader}, _expected(writer))
     assert sum(reader.tally.dropped.values()) == LOST.get(writer, 0), reader.tally
