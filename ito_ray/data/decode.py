@@ -7,7 +7,7 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 from ito_ray.data import preprocess
-from ito_ray.data.file_kinds import no_image
+from ito_ray.data.file_kinds import no_image, what_it_is
 from ito_ray.data.preprocess import TooManyPixels, orientation
 from ito_ray.data.rows import BadSample
 
@@ -41,7 +41,9 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
         if kind := no_image(data):
             raise BadSample("image_unreadable", kind) from error
         if isinstance(error, UnidentifiedImageError):
-            raise BadSample("image_unreadable", f"not an image that is known, it begins {data[:8].hex(' ')}") from error
+            kind = what_it_is(data)  # one that is read
+            unknown = f"not an image that is known, it begins {data[:8].hex(' ')}"
+            raise BadSample("image_unreadable", f"{kind} that is damaged" if kind else unknown) from error
         raise _unreadable(error) from error
 
 

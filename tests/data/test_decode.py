@@ -184,6 +184,12 @@ def test_bytes_of_no_known_kind_are_not_blamed_on_a_reader(data: bytes) -> None:
     assert caught.value.detail
 
 
+@pytest.mark.parametrize("brands", [b"avif\0\0\0\0avifmif1miaf", b"mif1\0\0\0\0mif1avifmiaf"])
+def test_a_damaged_avif_is_called_one(brands: bytes) -> None:
+    with pytest.raises(BadSample, match="an AVIF image that is damaged"):
+        decode_rgb(b"\0\0\0\x20ftyp" + brands + bytes(40), max_pixels=LIMIT)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_truncated(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

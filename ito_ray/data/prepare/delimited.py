@@ -151,10 +151,11 @@ def _separator(text: TableText, usual: str, dialect: Dialect, known: Collection[
 
 
 def _quoting(text: TableText, separator: str, dialect: Dialect, *, spaced: bool = False) -> Quoting:
-    quotes = escapes = False
+    quotes = escapes = escaped_quotes = False
     for line in text.lines():
         quotes = quotes or '"' in line
-        escapes = escapes or '\\"' in line or f"\\{separator}" in line
+        escaped_quotes = escaped_quotes or '\\"' in line
+        escapes = escapes or escaped_quotes or f"\\{separator}" in line
     readings: list[Quoting] = ["double"]
     if escapes:
         readings.append("backslash")
@@ -172,6 +173,9 @@ def _quoting(text: TableText, separator: str, dialect: Dialect, *, spaced: bool 
     # Two readings of the same lines: programs that write tabs or bars seldom quote, those that write commas do.
     if "none" in equal and separator in "\t|" and len(set(equal.values())) > 1:
         return "none"
+    # Who doubles quotes would have put a field with one into quotes, where the backslash explains fewer lines.
+    if "backslash" in equal and escaped_quotes and separator not in "\t|" and len(set(equal.values())) == 1:
+        return "backslash"
     return next(reading for reading in readings if reading in equal)
 
 

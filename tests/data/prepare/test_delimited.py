@@ -45,6 +45,15 @@ def test_pandas(tmp_path: Path, quoting: Any, doubled: bool) -> None:
     assert pairs(tmp_path / "t.csv.gz") == ROWS
 
 
+def test_quotes_after_a_backslash_in_fields_without_quotes(tmp_path: Path) -> None:
+    rows = [("a.png", 'a "small" cat'), ("b.png", '"start'), ("c.png", "x, y")]
+    frame = pd.DataFrame(rows, columns=["image", "caption"])
+    frame.to_csv(tmp_path / "t.csv", index=False, doublequote=False, escapechar="\\")
+    assert pairs(tmp_path / "t.csv") == rows
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert pairs(tmp_path / "t.csv") == rows
+
+
 def test_arrow(tmp_path: Path) -> None:
     table = pa.table({"image": [row[0] for row in ROWS], "caption": [row[1] for row in ROWS]})
     pyarrow.csv.write_csv(table, tmp_path / "t.csv")
